@@ -1,0 +1,46 @@
+"""Join a Ray cluster, or start one on this machine.
+
+`tuning` reaches this by the entry point `captune.cluster`, so that it never depends on where it runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[dict[str, float]]:
+    """Be connected to Ray inside the block; yields the cluster's total resources (`{"CPU": 8.0, ...}`).
+
+    A connection that is there already is used and left as it is. Otherwise `address`, then `RAY_ADDRESS`,
+    is joined; with neither, a cluster of this machine alone is started and shut down at the end. It offers
+    `cpus` cores, by default all. Its dashboard listens on loopback, and stays on because Ray Train's cleaner
+    of placement groups depends on it; Ray's other ports listen on all interfaces and ask for its token.
+    """
+    # Ray counts processes against cores and warns; gang owners and trial actors use none.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "PYTHON worker processes have been started")
+    import ray
+
+    if ray.is_initialized():
+        yield ray.cluster_resources()
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    local = (
+        {"include_dashboard": True, "dashboard_host": "127.0.0.1", "num_cpus": cpus}
+        if address == "local"
+        else {}
+    )
+    ray.init(
+        address=address,
+        namespace="captune",
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        **local,  # type: ignore[arg-type]
+    )
+    try:
+        yield ray.cluster_resources()
+    finally:
+        ray.shutdown()

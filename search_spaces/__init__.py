@@ -1,0 +1,13 @@
+"""What may be searched: domains with conditions, and the spaces that ship. No Ray, no torch, no pandas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from search_spaces.captioning import captioning
+from search_spaces.space import Choice, Float, Int, Space, SpaceError
+
+#: Spaces that an experiment file may name.
+SHIPPED: dict[str, Callable[[], Space]] = {"captioning": captioning}
+
+__all__ = ["SHIPPED", "Choice", "Float", "Int", "Space", "SpaceError"]

@@ -1,0 +1,17 @@
+"""One Ray for the whole test session, two cores, as on the machines that CI runs on."""
+
+import os
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """Connected to a Ray of this machine; yields its resources."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    from cluster.connect import connect
+
+    with connect("local", cpus=2) as resources:
+        yield resources

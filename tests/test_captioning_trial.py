@@ -1,0 +1,202 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainables.captioning.data.shapes import draw, scene
+from trainables.captioning.trial import Captioning
+from trainables.trial import SettingsError, TrialContext, resolve_trainable
+
+pytestmark = pytest.mark.timeout(30)  # the first optimizer of a process makes torch import half of itself
+
+SMALL = {"encoder_width": 4, "decoder_width": 24, "batch_size": 32, "learning_rate": 1e-2, "beam_width": 2}
+TIMES = {"images_per_s", "data_wait_s", "latency_ms"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    section = {
+        "format": "shapes",
+        "size": 60,
+        "image_size": 24,
+        "min_frequency": 1,
+        "cache": str(tmp_path_factory.mktemp("cache")),
+    }
+    Captioning.prepare(section, SMALL)
+    return section
+
+
+def trial(data, max_epochs=3, seed=1, **changes):
+    captioning = Captioning()
+    context = TrialContext(trial_id="t", seed=seed, max_epochs=max_epochs, data=data)
+    captioning.setup({**SMALL, **changes}, context)
+    return captioning
+
+
+def run(captioning, epochs, full_last=True):
+    figures = []
+    for number in range(epochs):
+        trained = captioning.train_epoch()
+        figures.append(trained | captioning.evaluate(full=full_last and number == epochs - 1))
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in figures]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"compression.method": "low_rank", "compression.ratio": 0.4, "compression.warmup_epochs": 1},
+        {"optimizer": "adabelief", "augment": True, "compression.method": "int8"},
+    ],
+    ids=["plain", "low_rank", "adabelief-augment-int8"],
+)
+def test_a_resumed_trial_is_the_same_as_one_that_never_stopped(data, tmp_path, changes):
+    whole = run(trial(data, **changes), 3)
+    for done in (1, 2):
+        first = trial(data, **changes)
+        run(first, done, full_last=False)
+        folder = tmp_path / str(done)
+        folder.mkdir()
+        first.save(folder)
+        first.close()
+        second = trial(data, **changes)
+        second.load(folder)
+        assert run(second, 3 - done) == whole[done:]
+
+
+def test_a_trial_does_not_depend_on_what_ran_before(data):
+    first = run(trial(data), 1)
+    run(trial(data, seed=5), 1)
+    assert run(trial(data), 1) == first
+    assert run(trial(data, seed=5), 1) != first
+
+
+def test_it_learns(data):
+    figures = run(trial(data, max_epochs=8), 8)
+    assert figures[-1]["val_loss"] < 0.75 * figures[0]["val_loss"]
+    assert figures[-1]["token_accuracy"] > figures[0]["token_accuracy"]
+    assert figures[-1]["cider"] > 0.05
+
+
+def test_a_full_evaluation_tells_quality_and_cost(data):
+    captioning = trial(data)
+    captioning.train_epoch()
+    light, full = captioning.evaluate(full=False), captioning.evaluate(full=True)
+    assert set(light) == {"val_loss", "token_accuracy"}
+    assert set(full) - set(light) == {
+        "bleu4", "rouge_l", "cider", "params", "macs", "size_mb", "latency_ms"
+    }  # fmt: skip
+    assert all(math.isfinite(value) for value in full.values())
+    assert captioning.evaluate(full=True)["latency_ms"] == full["latency_ms"]  # measured once
+
+
+@pytest.mark.parametrize("method", ["int8", "low_rank"])
+def test_compression_makes_what_ships_smaller(data, method):
+    dense = trial(data).evaluate(full=True)
+    small = trial(data, **{"compression.method": method}).evaluate(full=True)
+    assert small["size_mb"] < dense["size_mb"]
+    assert small["val_loss"] == pytest.approx(dense["val_loss"])  # of the model in training
+
+
+@pytest.mark.parametrize("method", ["none", "int8", "low_rank"])
+def test_what_is_exported_captions_files_as_the_trial_did(data, tmp_path, method):
+    captioning = trial(data, max_epochs=6, **{"compression.method": method})
+    run(captioning, 6, full_last=False)
+    captioning.evaluate(full=True)
+    (tmp_path / "checkpoint").mkdir()
+    captioning.save(tmp_path / "checkpoint")
+    Captioning.export(tmp_path / "checkpoint", tmp_path / "best")
+
+    pixels = draw(scene(0, 3), 24, noise_seed=(0, 3))
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    images = [tmp_path / "photo.png", tmp_path / "photo.png"]
+    first, second = Captioning.caption(tmp_path / "best", images)
+    assert first == second and first
+    shipped = captioning._shipped()
+    ids = shipped.generate(_tensor(pixels), max_tokens=30, beam_width=2, length_penalty=0.7)
+    assert captioning.data.tokenizer.decode(ids) == [first]
+    config = json.loads((tmp_path / "best" / "config.json").read_text())
+    assert config["facts"]["epoch"] == 6 and config["facts"]["size_mb"] > 0
+
+
+def _tensor(pixels):
+    import torch
+
+    return torch.from_numpy(np.array(pixels)[None])
+
+
+def test_cached_features_give_what_the_frozen_encoder_gives(data, tmp_path):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    frozen = {"encoder": "efficientnet_lite0", "encoder_trainable": False}
+    section = {**data, "size": 10, "image_size": 64}
+    Captioning.prepare(section, {**SMALL, **frozen})
+    captioning = trial(section, **frozen)
+    assert captioning.features is not None and captioning.features.dtype == np.float16
+    cached = captioning.evaluate(full=False)
+    captioning.features = None
+    assert captioning.evaluate(full=False)["val_loss"] == pytest.approx(cached["val_loss"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("data_changes", "settings", "searched", "path", "message"),
+    [
+        ({"formt": "shapes"}, {}, {}, ("data", "formt"), "did you mean format"),
+        ({"image_size": 4}, {}, {}, ("data", "image_size"), "16"),
+        ({"format": "coco"}, {}, {}, ("data", "path"), "folder"),
+        ({"path": "/tmp"}, {}, {}, ("data", "path"), "leave the path out"),
+        ({}, {"droput": 0.1}, {}, ("model", "droput"), "did you mean dropout"),
+        ({}, {"dropout": 1.5}, {}, ("model", "dropout"), "1.5"),
+        ({}, {"compression.rato": 0.5}, {}, ("model", "compression", "rato"), "did you mean ratio"),
+        ({}, {}, {"learning_rte": [1e-3]}, ("search_space", "learning_rte"), "learning_rate"),
+        ({}, {}, {"compression.ratio": [0.5, 1.0]}, ("search_space", "compression.ratio"), "less than 1"),
+        ({}, {"decoder": "transformer", "decoder_width": 250}, {}, ("model", "decoder_heads"), "nearest"),
+        (
+            {},
+            {"decoder": "transformer", "decoder_heads": 6},
+            {"decoder_width": [96, 128]},
+            ("search_space", "decoder_width"),
+            "6 heads must divide decoder_width 128",
+        ),
+        ({}, {"encoder_trainable": False}, {}, ("model", "encoder_trainable"), "random weights"),
+        (
+            {},
+            {"encoder": "efficientnet_lite0", "encoder_trainable": False},
+            {"augment": [True, False]},
+            ("search_space", "augment"),
+            "computed once",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_with_its_place(data, data_changes, settings, searched, path, message):
+    with pytest.raises(SettingsError, match=message) as caught:
+        Captioning.check({**data, **data_changes}, settings, searched)
+    assert caught.value.path == path
+
+
+def test_what_can_work_is_not_refused(data):
+    searched = {"decoder": ["gru", "transformer"], "decoder_width": [128, 256], "learning_rate": [1e-4, 1e-2]}
+    Captioning.check(data, SMALL | {"decoder_width": 64}, searched)
+    assert resolve_trainable("captioning") is Captioning
+
+
+def test_the_report_on_the_data_names_what_was_skipped(tmp_path):
+    lines = ["image,caption"]
+    for number in range(30):
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png,a red square")
+    (tmp_path / "7.png").write_bytes(b"no image")
+    (tmp_path / "captions.txt").write_text("\n".join(lines))
+    section = {
+        "format": "flickr8k",
+        "path": str(tmp_path),
+        "image_size": 16,
+        "min_frequency": 1,
+        "max_bad_fraction": 0.1,
+        "cache": str(tmp_path / "cache"),
+    }
+    report = Captioning.prepare(section, SMALL)
+    assert report[0].startswith("29 images (")
+    assert "1 skipped as bad:" in report
+    assert any(line.startswith("  7.png: ") for line in report)

@@ -1,0 +1,101 @@
+import json
+
+import pytest
+import torch
+
+from trainables.captioning.checkpoint import (
+    TrialState,
+    load_state,
+    load_tokenizer,
+    load_training,
+    load_weights,
+    save_checkpoint,
+)
+from trainables.captioning.data.tokenizer import CaptionTokenizer
+from trainables.captioning.model.captioner import Captioner
+from trainables.captioning.optimizer import build_optimizer
+from trainables.captioning.settings import Settings
+
+pytestmark = pytest.mark.timeout(20)  # the first optimizer of a process makes torch import half of itself
+TOKENIZER = CaptionTokenizer.train(
+    ["a red circle", "a blue square above it"], kind="word", vocabulary_size=50, min_frequency=1
+)
+
+
+def captioner(**changes):
+    settings = Settings.from_flat({"encoder_width": 4, "decoder_width": 16, **changes})
+    return Captioner(settings, TOKENIZER.vocabulary_size, 32)
+
+
+def save(folder, model, **state):
+    optimizer = build_optimizer(model, model.settings)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    optimizer.step()
+    described = {
+        "epoch": 3,
+        "image_size": 32,
+        "vocabulary_size": TOKENIZER.vocabulary_size,
+        "max_caption_tokens": 9,
+    }
+    save_checkpoint(
+        folder,
+        state=TrialState(settings=model.settings, **{**described, **state}),
+        captioner=model,
+        tokenizer=TOKENIZER,
+        training={"optimizer": optimizer.state_dict()},
+    )
+    return optimizer
+
+
+def test_everything_comes_back(tmp_path):
+    torch.manual_seed(0)
+    model = captioner(**{"compression.method": "int8", "learning_rate": 0.003})
+    optimizer = save(tmp_path, model, measured={"size_mb": 1.5})
+    state = load_state(tmp_path)
+    assert state.settings == model.settings
+    assert (state.epoch, state.factorised, state.measured) == (3, False, {"size_mb": 1.5})
+    assert load_tokenizer(tmp_path).encode(["a red square"], 9) == TOKENIZER.encode(["a red square"], 9)
+
+    other = captioner()
+    load_weights(tmp_path, other)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor), name
+    stored = load_training(tmp_path, torch.device("cpu"))["optimizer"]
+    torch.testing.assert_close(stored, optimizer.state_dict(), rtol=0, atol=0)
+
+
+def test_frozen_pretrained_weights_are_left_out_and_left_alone(tmp_path):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    model = captioner(encoder="efficientnet_lite0", encoder_trainable=False)
+    save(tmp_path, model)
+    assert (tmp_path / "weights.safetensors").stat().st_size < 1_000_000
+    other = captioner(encoder="efficientnet_lite0", encoder_trainable=False)
+    load_weights(tmp_path, other)
+    assert torch.equal(other.decoder.output.weight, model.decoder.output.weight)
+    assert other.encoder.fingerprint == model.encoder.fingerprint
+
+
+def test_weights_of_another_shape_are_refused_by_name(tmp_path):
+    save(tmp_path, captioner())
+    with pytest.raises(ValueError, match=r"decoder\.\S+ is \(.*16.*\), the model built for it has \(.*24"):
+        load_weights(tmp_path, captioner(decoder_width=24, encoder_width=4))
+    with pytest.raises(ValueError, match="decoder"):
+        load_weights(tmp_path, captioner(decoder_layers=2))
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="not a captioning checkpoint"):
+        load_state(tmp_path)
+    save(tmp_path, captioner())
+    path = tmp_path / "trial.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    with pytest.raises(ValueError, match="format 99.*format 1"):
+        load_state(tmp_path)
+
+
+def test_code_in_the_optimizer_file_is_not_run(tmp_path):
+    save(tmp_path, captioner())
+    torch.save({"optimizer": print}, tmp_path / "optimizer.pt")
+    with pytest.raises(Exception, match="weights_only|Weights only"):
+        load_training(tmp_path, torch.device("cpu"))

@@ -1,0 +1,378 @@
+"""The command: what it prints, what it refuses, and its exit codes. No Ray: the runner is a fake."""
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import filelock
+import pandas as pd
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from tuning.cli import main
+from tuning.events import EpochReported, TrialEnded, TrialStarted
+from tuning.experiment import Experiment
+from tuning.experiment_file import ExperimentError
+from tuning.query import QueryError, where
+from tuning.results import ResultsWriter, load
+from tuning.runner import ExportFailed
+from tuning.storage import write_description
+from tuning.summaries import expected_epochs
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+SPEC = {
+    "name": "birds",
+    "trainable": "curves",
+    "search_space": {"learning_rate": {"float": [1e-4, 1.0], "log": True}},
+    "objectives": [{"metric": "cider", "mode": "max"}],
+    "constraints": [{"metric": "size_mb", "max": 20.0}],
+    "scheduler": {"min_epochs": 1, "max_epochs": 9, "reduction_factor": 3},
+    "budget": {"trials": 4},
+}
+
+
+def trial(number, rate, ciders, state="completed", **metrics):
+    name = f"{number:05}"
+    yield TrialStarted(trial_id=name, config={"learning_rate": rate}, at=AT + timedelta(minutes=number))
+    for epoch, cider in enumerate(ciders, 1):
+        yield EpochReported(
+            trial_id=name,
+            epoch=epoch,
+            attempt=1,
+            metrics={"cider": cider, "size_mb": 1.5, "seconds": 2.0, "worker_s": 2.0} | metrics,
+            checkpoint=f"checkpoints/{name}/{epoch:04}",
+            gang="gang-0",
+            node="here",
+            at=AT + timedelta(hours=1),
+        )
+    yield TrialEnded(trial_id=name, state=state, reason=f"why {state}", at=AT + timedelta(hours=2))
+
+
+TRIALS = [
+    *trial(0, 0.01, [0.1, 0.2]),
+    *trial(1, 0.1, [0.3, 0.4]),
+    *trial(2, 0.5, [0.05], "stopped"),
+    *trial(3, 0.9, [], "diverged"),
+]
+
+
+def record(experiment, events, listeners=(), say=print):
+    """What a run leaves behind."""
+    write_description(experiment, command=["captune"])
+    everyone = [ResultsWriter(experiment), *listeners]
+    for event in events:
+        for listener in everyone:
+            listener.handle(event)
+    for listener in everyone:
+        listener.close()
+    return load(experiment.folder)
+
+
+@pytest.fixture
+def captune(tmp_path, monkeypatch):
+    """The command, in an empty folder; returns its result."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr("tuning.cli._this_machine", lambda: {"CPU": 2.0, "GPU": 0.0})
+    # curves has hyperparameters of its own; what they are is not these tests' business
+    monkeypatch.setattr(Experiment, "check_trainable", lambda self: None)
+    (tmp_path / "birds.yaml").write_text(yaml.safe_dump(SPEC))
+    return lambda *words: CliRunner().invoke(main, words)
+
+
+@pytest.fixture
+def birds(captune):
+    return record(Experiment.from_dict(SPEC), TRIALS)
+
+
+@pytest.fixture
+def runner(monkeypatch):
+    """Replaces the real runner; set `.events` or `.error`."""
+    fake = SimpleNamespace(events=TRIALS, error=None, calls=[])
+
+    def run(experiment, *, resume=False, listeners=(), say=print):
+        fake.calls.append((experiment, resume))
+        if fake.error:
+            raise fake.error
+        return record(experiment, fake.events, listeners)
+
+    monkeypatch.setitem(sys.modules, "tuning.runner", SimpleNamespace(run=run, ExportFailed=ExportFailed))
+    return fake
+
+
+def said(result, code):
+    assert result.exit_code == code, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert "Traceback" not in result.output
+    return result.output
+
+
+def test_help_is_quick_and_loads_nothing_heavy():
+    code = (
+        "import sys, tuning.cli, tuning; "
+        "heavy = {'ray', 'torch', 'optuna', 'pandas', 'rich'} & set(sys.modules); "
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr == ""
+
+
+@pytest.mark.parametrize("command", ["run", "check", "results", "best", "caption", "list"])
+def test_every_command_has_examples(captune, command):
+    assert f"captune {command} " in said(captune(command, "--help"), 0).split("Examples:")[1]
+
+
+def test_run_ends_with_the_table_and_the_best(captune, runner):
+    output = said(captune("run", "birds.yaml", "--set", "budget.trials=5", "--storage", "elsewhere"), 0)
+    (experiment, resume) = runner.calls[0]
+    assert (experiment.budget.trials, experiment.storage, resume) == (5, "elsewhere", False)
+    assert "00001 completed" in output  # the line of progress
+    rows = [line.split()[0] for line in output.splitlines() if line.startswith("0000")]
+    assert rows == ["00001", "00000", "00002", "00003"]  # the best first
+    assert "trial 00001 (completed, epoch 2 of 2)" in output
+    assert "elsewhere/birds/checkpoints/00001/0002" in output
+
+
+def test_run_without_one_good_trial_fails(captune, runner):
+    ends = [(0, [0.4], "failed"), (1, [], "failed"), (2, [], "diverged")]
+    runner.events = [event for n, ciders, end in ends for event in trial(n, 0.1, ciders, end)]
+    output = said(captune("run", "birds.yaml"), 1)
+    assert "no trial of 'birds' came to an end" in output
+    assert "2 x why failed" in output and "1 x why diverged" in output
+    runner.events = []
+    assert "there were none" in said(captune("run", "birds.yaml", "--set", "name=none"), 1)
+
+
+def test_ctrl_c_says_how_to_go_on(captune, runner):
+    runner.error = KeyboardInterrupt()
+    output = said(captune("run", "birds.yaml", "--set", "search.seed=3", "--storage", "my results"), 130)
+    assert "captune run birds.yaml --resume --set search.seed=3 --storage 'my results'" in output
+    runner.error = None
+    said(captune("run", "birds.yaml", "--resume"), 0)
+    assert runner.calls[-1][1] is True
+
+
+def test_mistakes_are_told_without_a_traceback(captune, runner):
+    assert "does not exist" in said(captune("run", "brids.yaml"), 2)
+    assert "trials" in said(captune("run", "birds.yaml", "--set", "budget.trials=none"), 2)
+    assert "unknown key" in said(captune("check", "birds.yaml", "--set", "serach.seed=1"), 2)
+    runner.error = ExperimentError(["captune-results/birds has results already: go on with --resume"])
+    assert "go on with --resume" in said(captune("run", "birds.yaml"), 2)
+
+
+def test_a_full_disk_is_told_without_a_traceback(captune, runner):
+    runner.error = OSError(28, "No space left on device", "trials.parquet")
+    assert "No space left on device: 'trials.parquet'" in said(captune("run", "birds.yaml"), 1)
+
+
+def test_a_failed_export_shows_what_was_found_and_fails(captune, runner, birds):
+    runner.error = ExportFailed("the run is done, but ...")
+    output = said(captune("run", "birds.yaml"), 1)
+    assert "trial 00001 (completed, epoch 2 of 2)" in output
+    assert "the run is done, but ...; --resume tries again" in output
+
+
+def test_a_bug_is_not_hidden_as_a_mistake(captune, runner):
+    runner.error = ValueError("something of our own")
+    result = captune("run", "birds.yaml")
+    assert result.exit_code == 1 and result.exception is runner.error
+
+
+def test_check_tells_the_plan_and_starts_nothing(captune, runner, tmp_path):
+    output = said(captune("check", "birds.yaml"), 0)
+    for part in (
+        "2 of 1 worker with 1 CPU each (here: 2 CPU)",
+        "learning_rate  0.0001 … 1, log",
+        "after epoch 1, 3; one in 3 goes on, at most to 9",
+        "4 trials (about 9 epochs, 36 at most)",
+        "size_mb <= 20",
+    ):
+        assert part in output
+    assert runner.calls == [] and not (tmp_path / "captune-results").exists()
+    assert "largest possible value is 2" in said(
+        captune("check", "birds.yaml", "--set", "training.workers=3"), 2
+    )
+
+
+def test_expected_epochs_without_rungs_are_all():
+    scheduler = Experiment.from_dict(SPEC | {"scheduler": {"algorithm": "none", "max_epochs": 5}}).scheduler
+    assert expected_epochs(scheduler, 4) == 20
+    asha = Experiment.from_dict(SPEC).scheduler
+    assert expected_epochs(asha, 9) == pytest.approx(9 * 1 + 3 * 2 + 1 * 6)
+
+
+def test_results_sorted_filtered_limited(captune, birds):
+    output = said(captune("results", "birds", "--sort", "cider", "--where", "state == completed"), 0)
+    assert [line.split()[0] for line in output.splitlines() if line.startswith("0")] == ["00001", "00000"]
+    assert "2 rows" in output and "learning_rate" in output and "0.4" in output
+    output = said(captune("results", "birds", "epochs", "--limit", "3", "--format", "csv"), 0)
+    assert output.count("\n") == 4 and output.startswith("trial_id,epoch,")
+    rows = json.loads(
+        said(captune("results", "birds", "--columns", "trial_id,learning_rate", "--format", "json"), 0)
+    )
+    assert rows[1] == {"trial_id": "00001", "config/learning_rate": 0.1}
+    assert json.loads(said(captune("results", "birds", "--format", "json"), 0))[3]["cider"] is None
+
+
+def test_results_on_screen_are_ranked_and_narrow(captune):
+    big = trial(4, 0.2, [0.9, 0.9], rouge_l=0.5, size_mb=99.0)  # good, but breaks the constraint
+    record(Experiment.from_dict(SPEC), [*TRIALS, *big])
+    lines = said(captune("results", "birds"), 0).splitlines()
+    assert lines[0].split() == [
+        "trial_id",
+        "state",
+        "epochs",
+        "learning_rate",
+        "cider",
+        "size_mb",
+        "worker_s",
+    ]
+    assert [line[:5] for line in lines if line[:1] == "0"] == ["00001", "00000", "00002", "00004", "00003"]
+    assert "more columns with --columns all or --format csv" in lines[-1]
+    last_first = said(captune("results", "birds", "--reverse"), 0).splitlines()
+    assert last_first[2].startswith("00003")
+    assert "rouge_l" in said(captune("results", "birds", "--columns", "all"), 0).splitlines()[0]
+    assert said(captune("results", "birds", "--format", "csv"), 0).splitlines()[1].startswith("00000")
+
+
+def test_results_to_files_keep_their_dtypes(captune, birds, tmp_path):
+    said(captune("results", "birds", "--format", "parquet", "--output", "t.parquet"), 0)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "t.parquet"), birds.trials)
+    said(captune("results", "birds", "--format", "csv", "--output", "t.csv"), 0)
+    assert len(pd.read_csv(tmp_path / "t.csv")) == 4
+    assert "--output" in said(captune("results", "birds", "--format", "parquet"), 2)
+    assert "--output" in said(captune("results", "birds", "--output", "t.txt"), 2)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["brids"], "did you mean 'birds'"),
+        (["birds", "trails"], "trails"),
+        (["birds", "--sort", "cidre"], "did you mean 'cider'"),
+        (["birds", "--columns", "lerning_rate"], "did you mean 'learning_rate'"),
+        (["birds", "--where", "cider > good"], "cider holds numbers, but got 'good'"),
+        (["birds", "--where", "cider > 0.1 or cider < 0"], "there is no `or`"),
+        (["birds", "--where", "__import__('os').remove('x')"], "conditions are like"),
+        (["birds", "--where", ""], "conditions are like"),
+        (["birds", "--limit", "0"], "0"),
+        (["birds", "--format", "xlsx"], "xlsx"),
+    ],
+)
+def test_results_refuses(captune, birds, words, message):
+    assert message in said(captune("results", *words), 2)
+
+
+def test_a_damaged_table_is_named(captune, birds):
+    (birds.folder / "epochs.parquet").write_bytes(b"no table")
+    assert "epochs.parquet is not a readable Parquet table" in said(captune("results", "birds"), 2)
+
+
+def test_best_tells_configuration_figures_and_place(captune, birds, tmp_path):
+    output = said(captune("best", "birds"), 0)
+    for part in (
+        "trial 00001",
+        "0.4",
+        "learning_rate",
+        "0.1",
+        "captune-results/birds/checkpoints/00001/0002",
+    ):
+        assert part in output
+    (birds.folder / "best").mkdir()
+    assert "captune-results/birds/best" in said(captune("best", str(birds.folder)), 0)
+    record(Experiment.from_dict(SPEC | {"name": "sad"}), trial(0, 0.1, [], "failed"))
+    assert "no trial of 'sad' has a cider" in said(captune("best", "sad"), 1)
+
+
+def test_best_outside_the_constraints_says_so(captune):
+    record(Experiment.from_dict(SPEC | {"name": "huge"}), trial(0, 0.1, [0.3], size_mb=99.0))
+    assert "no trial meets the constraints" in said(captune("best", "huge"), 0)
+
+
+class Poet:
+    """A trainable that captions."""
+
+    @classmethod
+    def caption(cls, *, folder, images):
+        if any(image.read_text() != "image" for image in images):
+            raise ValueError("broken.jpg: not an image")
+        assert folder.name == "best"
+        return [f"a picture called {image.stem}" for image in images]
+
+
+def test_caption(captune, birds, tmp_path, monkeypatch):
+    for name in ("sea.jpg", "mountain.jpg"):
+        (tmp_path / name).write_text("image")
+    (tmp_path / "broken.jpg").write_text("?")
+    assert "writes no captions" in said(captune("caption", "birds", "sea.jpg"), 2)
+    monkeypatch.setattr("trainables.trial.resolve_trainable", lambda name: Poet)
+    assert "best does not exist" in said(captune("caption", "birds", "sea.jpg"), 1)
+    (birds.folder / "best").mkdir()
+    assert said(captune("caption", "birds", "sea.jpg", "mountain.jpg"), 0).splitlines() == [
+        "sea.jpg       a picture called sea",
+        "mountain.jpg  a picture called mountain",
+    ]
+    assert "lake.jpg" in said(captune("caption", "birds", "lake.jpg"), 2)
+    assert "broken.jpg: not an image" in said(captune("caption", "birds", "sea.jpg", "broken.jpg"), 2)
+    said(captune("caption", "birds"), 2)
+
+
+@pytest.mark.timeout(15)  # writes many files, and waits for the disk each time
+def test_list_tells_how_each_stands(captune, birds):
+    record(Experiment.from_dict(SPEC | {"name": "halfway"}), TRIALS[:4])
+    running = record(Experiment.from_dict(SPEC | {"name": "running"}), TRIALS[:4])
+    lines = {}
+    with filelock.FileLock(running.folder / ".lock"):
+        for line in said(captune("list"), 0).splitlines():
+            lines[line.split()[0] if line.split() else ""] = line
+    assert "finished" in lines["birds"] and "4/4, 1 went wrong" in lines["birds"]
+    assert "cider 0.4 (trial 00001)" in lines["birds"] and "2026-01-01 00:00:00" in lines["birds"]
+    assert "unfinished" in lines["halfway"] and "1/4" in lines["halfway"]
+    assert "running" in lines["running"].split()[1]
+    assert "no experiments in nowhere" in said(captune("list", "--storage", "nowhere"), 0)
+
+
+def test_list_goes_on_after_one_that_cannot_be_read(captune, birds):
+    record(Experiment.from_dict(SPEC | {"name": "a-broken"}), []).folder.joinpath("trials.parquet").unlink()
+    (record(Experiment.from_dict(SPEC | {"name": "b-broken"}), []).folder / "experiment.yaml").write_text(
+        "x: ["
+    )
+    output = said(captune("list"), 0)
+    assert output.count("unreadable") == 2 and "finished" in output
+    assert "trials.parquet does not exist" in output
+
+
+FRAME = pd.DataFrame(
+    {
+        "state": pd.array(["completed", "stopped", None], dtype="string"),
+        "config/lr": pd.array([0.1, 0.2, None], dtype="Float64"),
+        "epochs": pd.array([1, 2, None], dtype="Int64"),
+        "flag": pd.array([True, False, None], dtype="boolean"),
+        "at": pd.Series(["2026-01-01", "2026-01-02", None], dtype="datetime64[us, UTC]"),
+    }
+)
+
+
+@pytest.mark.parametrize(
+    "condition, rows",
+    [
+        ("state == completed", [0]),
+        ("state = 'completed'", [0]),
+        ("state!=completed", [1]),  # an empty cell is unknown, not different
+        ("lr >= 1e-1 and config/lr<0.2", [0]),
+        ("epochs > 1", [1]),
+        ("epochs == 2.0 AND flag == false", [1]),
+        ("at > 2026-01-01T12:00", [1]),
+        ("epochs > 7", []),
+    ],
+)
+def test_where(condition, rows):
+    assert where(FRAME, condition).index.tolist() == rows
+
+
+@pytest.mark.parametrize("condition", ["flag > true", "at > noon", "lr", "lr ==", "== 3", "lr > 0.1 and"])
+def test_where_refuses(condition):
+    with pytest.raises(QueryError):
+        where(FRAME, condition)

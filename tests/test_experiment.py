@@ -1,0 +1,390 @@
+import re
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import yaml
+
+from search_spaces import SHIPPED, Choice, Float, Space
+from trainables.trial import SettingsError
+from tuning.experiment import Experiment, ExperimentError, Scheduler
+
+BASE = """\
+name: mine
+trainable: own_stub:Stub
+data: {path: photos/, image_size: 64}
+model: {decoder: gru}
+search_space:
+  learning_rate: {float: [1e-4, 1e-2], log: true}
+objectives: [{metric: cider, mode: max}]
+budget: {trials: 4}
+training:
+  workers: 2
+  cpus_per_worker: 1
+"""
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Write an experiment file whose trainable `own_stub:Stub` accepts learning rates up to 1."""
+    (tmp_path / "own_stub.py").write_text(
+        textwrap.dedent("""
+        from trainables.trial import SettingsError
+
+        class Stub:
+            setup = train_epoch = evaluate = save = load = close = lambda self, *given: None
+
+            @classmethod
+            def check(cls, data, settings, searched):
+                for name, examples in searched.items():
+                    if name != "learning_rate":
+                        raise SettingsError(("search_space", name), "is unknown; try learning_rate")
+                if settings.get("decoder") == "rnn":
+                    raise SettingsError(("model", "decoder"), "got 'rnn': there are gru, transformer")
+        """)
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_stub", raising=False)
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+
+    def write(text=BASE):
+        (folder / "mine.yaml").write_text(text)
+        return folder / "mine.yaml"
+
+    return write
+
+
+def problems(path, *overrides):
+    with pytest.raises(ExperimentError) as error:
+        Experiment.load(path, overrides)
+    return list(error.value.problems)
+
+
+def test_a_file_is_read_with_its_defaults(write):
+    experiment = Experiment.load(write())
+    assert experiment.space == Space({"learning_rate": Float(1e-4, 1e-2, log=True)})
+    assert experiment.objectives[0].metric == "cider"
+    assert experiment.search.algorithm == "tpe" and experiment.scheduler.max_epochs == 9
+    assert experiment.folder == Path("captune-results/mine")
+    with pytest.raises(ValueError, match="frozen"):
+        experiment.name = "other"
+
+
+def test_resolved_form_comes_back_whole(write):
+    experiment = Experiment.load(write(), ["budget.time=1h30m", "constraints=[{metric: size_mb, max: 20}]"])
+    again = Experiment.from_dict(yaml.safe_load(yaml.safe_dump(experiment.to_dict())))
+    assert again == experiment
+    assert again.space == experiment.space and again.budget.time_s == 5400
+
+
+def test_every_problem_is_named_with_line_value_rule_and_nearest_name(write):
+    path = write("""\
+name: my photos
+tranable: captioning
+data: {}
+search_space:
+  learning_rate: {float: [1e-2, 1e-4], log: true}
+  dropout: {flaot: [0, 1]}
+  ratio: {float: [0, 1], when: {methd: [low_rank]}}
+  method: {choice: [none, low_rank]}
+objectives:
+  - {metric: cider, mode: maximum}
+search: {algorithm: tpee}
+scheduler: {min_epochs: 9, max_epochs: 3}
+budget: {time: 2 hours}
+training:
+  workers: 0
+  gangs: some
+  gpus_per_worker: 1.5
+storage: s3://bucket/results
+""")
+    assert problems(path, "search.seed=x") == [
+        f"{path}:1: name: got 'my photos': names a folder: letters, digits, '.', '_', '-', at most 100; "
+        "did you mean 'my-photos'?",
+        f"{path}:5: search_space.learning_rate: `low <= high` must hold, but got low=0.01, high=0.0001",
+        f"{path}:6: search_space.dropout: unknown key 'flaot'; did you mean 'float'?",
+        f"{path}:7: search_space.ratio.when: 'methd' is not searched; did you mean 'method'?",
+        f"{path}:10: objectives.0.mode: got 'maximum': should be 'max' or 'min'; did you mean 'max'?",
+        f"{path}:11: search.algorithm: got 'tpee': should be 'tpe' or 'random'; did you mean 'tpe'?",
+        "--set search.seed=x: search.seed: got 'x': should be a valid integer",
+        f"{path}:12: scheduler: `min_epochs <= max_epochs` must hold, but got min_epochs=9, max_epochs=3",
+        f"{path}:13: budget.time: got '2 hours': must be seconds or text such as 90s, 30m, 2h, 1h30m",
+        f"{path}:15: training.workers: got 0: should be greater than or equal to 1",
+        f"{path}:17: training.gpus_per_worker: got 1.5: must be 'auto', a share of a GPU from 0 to 1, "
+        "or a whole number",
+        f"{path}:16: training.gangs: got 'some': must be 'auto' or a whole number from 1",
+        f"{path}:18: storage: got 's3://bucket/results': only folders are supported as storage so far; "
+        "give a path",
+        f"{path}:2: tranable: unknown key; did you mean 'trainable'?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("budget: {trials: 4}", ":1: budget: is missing"),
+        ("budget: {}", ":8: budget: needs `trials` or `time`"),
+        ("objectives: []", ":7: objectives: needs one objective"),
+        (
+            "objectives: [{metric: cider, mode: max}, {metric: size_mb, mode: min}]",
+            ":7: objectives: only one objective is supported so far, but got cider, size_mb",
+        ),
+        ("trainable: captionin", ":2: trainable: 'captionin' is neither shipped"),
+        ("model: {decoder: rnn}", ":4: model.decoder: got 'rnn': there are gru, transformer"),
+        ("constraints: [{metric: size_mb}]", ":12: constraints.0: needs `max` or `min`"),
+    ],
+)
+def test_single_mistakes(write, change, expected):
+    key = change.split(":")[0]
+    lines = [line for line in BASE.splitlines() if not line.startswith(f"{key}:")]
+    if "missing" not in expected:
+        at = next((n for n, line in enumerate(BASE.splitlines()) if line.startswith(f"{key}:")), len(lines))
+        lines.insert(at, change)
+    path = write("\n".join(lines))
+    (problem,) = problems(path)
+    assert problem.startswith(f"{path}{expected}")
+
+
+def test_what_the_trainable_refuses_is_named_with_its_line(write):
+    path = write(BASE.replace("objectives:", "  droput: {float: [0, 1]}\nobjectives:"))
+    assert problems(path) == [
+        f"{path}:7: search_space.droput: is unknown; try learning_rate",
+    ]
+    override = "--set model.decoder=rnn"
+    assert problems(write(), "model.decoder=rnn") == [
+        f"{override}: model.decoder: got 'rnn': there are gru, transformer"
+    ]
+
+
+def test_a_setting_both_fixed_and_searched_is_refused(write):
+    path = write(BASE.replace("{decoder: gru}", "{learning_rate: 0.1}"))
+    assert problems(path) == [
+        f"{path}:6: search_space.learning_rate: is fixed to 0.1 in `model`; keep one",
+    ]
+
+
+def test_a_shipped_space_leaves_out_what_model_fixes():
+    tree = yaml.safe_load(BASE) | {"search_space": "captioning"}
+    whole = Experiment.from_dict(tree)
+    assert whole.space == SHIPPED["captioning"]()
+    tree["model"] = {"dropout": 0.1, "compression": {"method": "low_rank"}}
+    part = Experiment.from_dict(tree)
+    assert part.model == {"dropout": 0.1, "compression.method": "low_rank"}
+    assert set(whole.space) - set(part.space) == {"dropout", "compression.method"}
+    assert part.space["compression.ratio"].when is None
+    assert Experiment.from_dict(part.to_dict()) == part
+
+
+def test_a_space_may_be_given_as_one():
+    tree = yaml.safe_load(BASE) | {"search_space": Space({"x": Choice([1, 2])})}
+    assert Experiment.from_dict(tree).space["x"] == Choice([1, 2])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (BASE + "  workers: 3\n", ":12: training.workers: is there twice, first on line 10; keep one"),
+        (BASE + "budget: {trials: 2}\n", ":12: budget: is there twice, first on line 8; keep one"),
+        (BASE + "model: [\n", ":13: not valid YAML"),
+        ("- a list\n", ":1: an experiment file holds keys and values"),
+        ("", ":1: an experiment file holds keys and values"),
+    ],
+)
+def test_broken_files(write, text, expected):
+    path = write(text)
+    assert problems(path)[0].startswith(f"{path}{expected}")
+
+
+def test_a_missing_file(tmp_path):
+    assert problems(tmp_path / "no.yaml") == [
+        f"{tmp_path / 'no.yaml'}: cannot read the experiment file: No such file or directory"
+    ]
+
+
+def test_nested_and_dotted_twice(write):
+    path = write(BASE.replace("{decoder: gru}", "{compression: {ratio: 0.1}, compression.ratio: 0.2}"))
+    assert (
+        problems(path)[0]
+        == f"{path}:4: model: 'compression.ratio' is there twice, nested and dotted; keep one"
+    )
+
+
+def test_overrides_reach_every_kind_of_place(write):
+    experiment = Experiment.load(
+        write(),
+        [
+            "training.workers=1",
+            "scheduler.max_epochs=27",  # a section that the file leaves out
+            "objectives.0.mode=min",
+            "model.compression.method=int8",
+            "model.compression.ratio=0.25",
+            "search_space.learning_rate.float=[1e-3, 1e-1]",
+            "budget={time: 90}",
+        ],
+    )
+    assert experiment.training.workers == 1 and experiment.scheduler.max_epochs == 27
+    assert experiment.objectives[0].mode == "min"
+    assert experiment.model == {"decoder": "gru", "compression.method": "int8", "compression.ratio": 0.25}
+    assert experiment.space["learning_rate"] == Float(1e-3, 1e-1, log=True)
+    assert experiment.budget.trials is None and experiment.budget.time_s == 90
+    dotted = Experiment.from_dict(
+        Experiment.load(write(BASE.replace("{decoder: gru}", "{compression.method: none}"))).to_dict()
+    )
+    assert dotted.model == {"compression.method": "none"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.workers", "must be of the form a.b=c"),
+        ("=3", "must be of the form a.b=c"),
+        ("name.first=3", "name is 'mine' and holds no keys"),
+        ("objectives.1.mode=max", "objectives has the items 0 to 0"),
+        ("model.decoder=[", "'[' is not valid YAML"),
+        ("training.workrs=3", "training.workrs: unknown key; did you mean 'workers'?"),
+    ],
+)
+def test_broken_overrides(write, override, message):
+    (problem,) = problems(write(), override)
+    assert problem == f"--set {override}: {message}" or problem.startswith(f"--set {override}: {message}")
+
+
+def test_relative_data_paths_start_at_the_file_and_overridden_ones_here(write, monkeypatch, tmp_path):
+    path = write()
+    monkeypatch.chdir(tmp_path)
+    assert Experiment.load(path).data["path"] == str(path.parent / "photos")
+    assert Experiment.load("experiments/mine.yaml").data["path"] == str(path.parent / "photos")
+    assert Experiment.load(path, ["data.path=here"]).data["path"] == str(tmp_path / "here")
+    assert Experiment.load(path, ["data.path=/there"]).data["path"] == "/there"
+
+
+@pytest.mark.parametrize(
+    ("cluster", "changes", "expected"),
+    [
+        ({"CPU": 8.0}, {}, (4, 2, 1, 0.0)),
+        ({"CPU": 40.0}, {}, (4, 2, 1, 0.0)),  # no more gangs than trials
+        ({"CPU": 9.0, "GPU": 4.0}, {}, (2, 2, 1, 1.0)),
+        ({"CPU": 9.0, "GPU": 4.0}, {"gpus_per_worker": 0}, (4, 2, 1, 0.0)),
+        ({"CPU": 9.0, "GPU": 1.0}, {"workers": 1, "gpus_per_worker": 0.5}, (2, 1, 1, 0.5)),
+        ({"CPU": 8.0}, {"cpus_per_worker": 3}, (1, 2, 3, 0.0)),
+        ({"CPU": 8.0}, {"gangs": 1}, (1, 2, 1, 0.0)),
+    ],
+)
+def test_gangs_fill_the_cluster(write, cluster, changes, expected):
+    overrides = [f"training.{key}={value}" for key, value in changes.items()]
+    plan = Experiment.load(write(), overrides).plan_resources(cluster)
+    assert (plan.gangs, plan.workers, plan.cpus_per_worker, plan.gpus_per_worker) == expected
+
+
+@pytest.mark.parametrize(
+    ("cluster", "changes", "expected"),
+    [
+        (
+            {"CPU": 1.0},
+            [],
+            "{file}:10: training.workers: got 2: 2 worker(s) with 1 CPU each need 2 CPU, the cluster has 1; "
+            "the largest possible value is 1",
+        ),
+        (
+            {"CPU": 8.0, "GPU": 1.0},
+            [],
+            "{file}:10: training.workers: got 2: 2 worker(s) with 1 GPU each need 2 GPU, the cluster has 1; "
+            "the largest possible value is 1",
+        ),
+        (
+            {"CPU": 8.0},
+            ["training.cpus_per_worker=9"],
+            "--set training.cpus_per_worker=9: training.cpus_per_worker: got 9: 2 worker(s) with 9 CPU each "
+            "need 18 CPU, the cluster has 8; the largest possible value is 4",
+        ),
+        (
+            {"CPU": 8.0},
+            ["training.gpus_per_worker=1"],
+            "--set training.gpus_per_worker=1: training.gpus_per_worker: got 1: 2 worker(s) with 1 GPU each "
+            "need 2 GPU, the cluster has 0; the largest possible value is 0",
+        ),
+        (
+            {"CPU": 5.0},
+            ["training.gangs=3"],
+            "--set training.gangs=3: training.gangs: got 3: gangs of 2 worker(s) need CPUs that the cluster "
+            "(5 CPU) does not have; the largest possible value is 2",
+        ),
+        (
+            {"CPU": 5.0, "GPU": 1},
+            ["training.gpus_per_worker=0.5"],
+            "--set training.gpus_per_worker=0.5: training.gpus_per_worker: got 0.5: several workers of one "
+            "trial cannot share a GPU (NCCL refuses); give 1, or workers: 1",
+        ),
+    ],
+)
+def test_impossible_resources_are_refused(write, cluster, changes, expected):
+    path = write()
+    with pytest.raises(ExperimentError) as error:
+        Experiment.load(path, changes).plan_resources(cluster)
+    assert str(error.value) == expected.format(file=path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rungs"),
+    [
+        ({"min_epochs": 1, "max_epochs": 9, "reduction_factor": 3}, (1, 3)),
+        ({"min_epochs": 1, "max_epochs": 10, "reduction_factor": 3}, (1, 3, 9)),
+        ({"min_epochs": 2, "max_epochs": 16, "reduction_factor": 2}, (2, 4, 8)),
+        ({"min_epochs": 5, "max_epochs": 5}, ()),
+        ({"algorithm": "none", "max_epochs": 9}, ()),
+    ],
+)
+def test_rungs(settings, rungs):
+    assert Scheduler(**settings).rungs() == rungs
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), (12.5, 12.5), ("1.5d", 129600)],
+)
+def test_durations(text, seconds):
+    tree = yaml.safe_load(BASE) | {"budget": {"time": text}}
+    assert Experiment.from_dict(tree).budget.time_s == seconds
+
+
+def test_constraints_measure_how_far_beyond_they_are():
+    tree = yaml.safe_load(BASE) | {"constraints": [{"metric": "a", "max": 20}, {"metric": "b", "min": 0.5}]}
+    most, least = Experiment.from_dict(tree).constraints
+    assert most.excess(25) == 0.25 and most.excess(20) == 0 and most.excess(10) == -0.5
+    assert least.excess(0.4) == pytest.approx(0.2) and least.excess(0.6) < 0
+
+
+def test_errors_survive_the_way_between_processes():
+    import pickle
+
+    for error in (ExperimentError(["a: b"]), SettingsError(("a", "b"), "c")):
+        assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+@pytest.mark.parametrize(
+    "content, name, message",
+    [
+        ("def broken(:", "Mine", "cannot import 'own_other': SyntaxError"),
+        ("import not_installed_here", "Mine", "No module named 'not_installed_here'"),
+        ("1 / 0", "Mine", "ZeroDivisionError: division by zero"),
+        ("class Mine: pass", "Mein", "has no class 'Mein'; did you mean 'Mine'?"),
+        ("Mine = 3", "Mine", "has no class 'Mine'"),
+        (
+            "class Mine:\n    def setup(self, config, context): pass",
+            "Mine",
+            "Mine lacks train_epoch, evaluate",
+        ),
+    ],
+)
+def test_a_trainable_that_is_none_is_refused_with_its_line(
+    write, tmp_path, monkeypatch, content, name, message
+):
+    (tmp_path / "own_other.py").write_text(content)
+    monkeypatch.delitem(sys.modules, "own_other", raising=False)
+    path = write(re.sub("trainable: .*", f"trainable: own_other:{name}", BASE))
+    with pytest.raises(ExperimentError) as refusal:
+        Experiment.load(path)
+    (problem,) = refusal.value.problems
+    assert re.search(r":\d+: trainable: ", problem) and message in problem

@@ -1,0 +1,177 @@
+"""A worker's dealings with its owner, in one process: ranks are threads, the owner is a mailbox."""
+
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from ray.exceptions import ActorUnavailableError
+
+from trainables import gang as gangs
+from trainables.order import Failure, Order
+from trainables.trial import TrialDiverged
+from tuning.mailbox import Mailbox
+
+
+class Tester:
+    """A trainable that raises what it is told."""
+
+    trouble = None
+
+    def setup(self, config, context):
+        self.context = context
+
+    def train_epoch(self):
+        if self.trouble is not None:
+            raise self.trouble
+        return {"loss": np.float32(0.5)}
+
+    def evaluate(self, full):
+        return {"score": torch.tensor(2.0)}
+
+    def save(self, folder):
+        (folder / "state").touch()
+
+    def load(self, folder):
+        pass
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def mailbox():
+    return Mailbox(max_failures=1)
+
+
+@pytest.fixture
+def member(mailbox, monkeypatch):
+    """Makes the member of a gang; what it asks of its owner is answered at once."""
+    monkeypatch.setattr(gangs.ray, "get", lambda answer: answer)
+    monkeypatch.setattr(gangs, "resolve_trainable", lambda name: Tester)
+    monkeypatch.setattr(Tester, "trouble", None)
+
+    def make(*, rank=0, world_size=1, control=None):
+        made = object.__new__(gangs.Gang)
+        names = ("next_order", "push", "may_go_on", "fail", "suspect")
+        made.owner = SimpleNamespace(
+            **{name: SimpleNamespace(remote=getattr(mailbox, name)) for name in names}
+        )
+        made.cpus, made.device, made.node, made.control = 1, torch.device("cpu"), "here", control
+        made.rank, made.world_size = rank, world_size
+        return made
+
+    return make
+
+
+@pytest.fixture
+def order(tmp_path):
+    return Order(
+        run_id="0-a", trial_id="0", trainable="t", config={}, max_epochs=1, folder=str(tmp_path / "0")
+    )
+
+
+def begin(mailbox, order):
+    assert mailbox.await_report(order, 1, 0.0) is None
+    return mailbox.next_order(None, 0.0)
+
+
+def test_figures_are_reported_as_plain_floats(mailbox, member, order):
+    member().run(*begin(mailbox, order))
+    metrics = mailbox.await_report(order, 1, 0.0).metrics
+    assert metrics["loss"] == 0.5 and metrics["score"] == 2.0
+    assert {type(value) for value in metrics.values()} == {float}
+
+
+@pytest.mark.parametrize(
+    "returned, message",
+    [
+        ({"score": None}, "evaluate must return numbers, but 'score' is None"),
+        ({"score": "good"}, "'score' is 'good'"),
+        ({"score": torch.zeros(2)}, "'score' is tensor"),
+        (None, "evaluate must return figures by name, {'val_loss': 0.3}, but got None"),
+    ],
+)
+def test_what_is_no_figure_fails_the_trial_with_its_name(
+    mailbox, member, order, monkeypatch, returned, message
+):
+    monkeypatch.setattr(Tester, "evaluate", lambda self, full: returned)
+    member().run(*begin(mailbox, order))
+    failure = mailbox.await_report(order, 1, 0.0)
+    assert failure.state == "failed" and message in failure.reason
+
+
+def test_an_error_that_speaks_of_gloo_is_the_trials_own_where_there_is_no_peer(mailbox, member, order):
+    Tester.trouble = RuntimeError("my gloomy loss")
+    member().run(*begin(mailbox, order))
+    assert mailbox.await_report(order, 1, 0.0).reason == "RuntimeError: my gloomy loss"
+
+
+def test_an_error_that_always_speaks_of_gloo_fails_the_trial_with_its_own_words(mailbox, member, order):
+    Tester.trouble = RuntimeError("my gloomy loss")
+    mailbox.await_report(order, 1, 0.0)
+    for _ in range(2):  # max_failures is 1
+        with pytest.raises(RuntimeError):
+            member(world_size=2).run(*mailbox.next_order(None, 0.0))
+    assert mailbox.next_order(None, 0.0) is None
+    assert "my gloomy loss" in mailbox.await_report(order, 1, 0.0).reason
+
+
+def test_an_owner_out_of_reach_is_no_fault_of_the_trial(mailbox, member, order):
+    lease, sent = begin(mailbox, order)
+    lonely = member()
+    lonely.owner.push.remote = _unreachable
+    with pytest.raises(ActorUnavailableError):
+        lonely.run(lease, sent)
+    assert mailbox.await_report(order, 1, 0.0) is None
+
+
+def _unreachable(*_):
+    raise ActorUnavailableError("no answer", b"0" * 16)
+
+
+def test_a_rank_that_diverges_alone_is_heard_and_does_not_wait_for_the_others(
+    mailbox, member, order, monkeypatch, tmp_path
+):
+    """Rank 0 may be stuck in a collective; it is for Ray Train to build the gang anew."""
+    monkeypatch.setattr(gangs, "MEET_S", 0.3)
+    Tester.trouble = TrialDiverged("loss is nan")
+    lease, sent = begin(mailbox, order)
+
+    def met(self, timeout):
+        raise RuntimeError(f"rank 0 did not come within {timeout}")
+
+    monkeypatch.setattr(dist, "monitored_barrier", met)
+    with pytest.raises(RuntimeError, match="rank 0"):
+        member(rank=1, world_size=2, control="group").run(lease, sent)
+    assert mailbox.await_report(order, 1, 0.0) == Failure(state="diverged", reason="loss is nan")
+
+
+def test_monitored_barrier_lets_those_pass_who_all_come_and_nobody_else():
+    """What `Gang._meet` relies on, with real gloo groups of two ranks in two threads."""
+    store = dist.HashStore()
+    came = []
+
+    def rank(number, comes):
+        group = dist.ProcessGroupGloo(store, number, 2)
+        if not comes:
+            event.wait(4)
+            return
+        try:
+            group.monitored_barrier(timeout=gangs.datetime.timedelta(seconds=0.5))
+            came.append("passed")
+        except RuntimeError:
+            came.append("alone")
+        event.set()
+
+    for other_comes in (True, False):
+        event = threading.Event()
+        threads = [threading.Thread(target=rank, args=(n, n == 1 or other_comes)) for n in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(4)
+        store = dist.HashStore()
+    assert came == ["passed", "passed", "alone"]

@@ -1,0 +1,158 @@
+"""The progress display: plain lines in a file, a panel in a terminal, an honest estimate of the time left."""
+
+import io
+from datetime import UTC, datetime
+
+import pytest
+from rich.console import Console
+
+from tuning.events import EpochReported, TrialEnded, TrialStarted
+from tuning.experiment import Experiment
+from tuning.progress import Progress
+from tuning.results import ResultsWriter
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def experiment(tmp_path, **more):
+    return Experiment.from_dict(
+        {
+            "name": "birds",
+            "storage": str(tmp_path),
+            "trainable": "curves",
+            "search_space": {"learning_rate": {"float": [1e-4, 1e-1]}},
+            "objectives": [{"metric": "cider", "mode": "max"}],
+            "budget": {"trials": 4},
+            **more,
+        }
+    )
+
+
+def start(trial):
+    return TrialStarted(trial_id=trial, config={"learning_rate": 0.0123456}, at=AT)
+
+
+def epoch(trial, number, **metrics):
+    return EpochReported(
+        trial_id=trial, epoch=number, attempt=1, metrics=metrics, checkpoint="c", gang="g", node="n", at=AT
+    )
+
+
+def end(trial, state="completed", reason="all done"):
+    return TrialEnded(trial_id=trial, state=state, reason=reason, at=AT)
+
+
+def plain(spec, clock):
+    console = Console(file=io.StringIO(), width=80, force_terminal=False)
+    return Progress(spec, console=console, clock=clock, heartbeat_s=30), console.file.getvalue
+
+
+def test_plain_lines_name_every_trial_that_ended(tmp_path, clock):
+    progress, output = plain(experiment(tmp_path), clock)
+    progress.handle(start("00000"))
+    progress.handle(epoch("00000", 1, cider=0.25))
+    clock.now += 65
+    progress.handle(end("00000"))
+    progress.handle(start("00001"))
+    progress.handle(end("00001", "failed", "ZeroDivisionError: division by zero"))
+    progress.close()
+    lines = [line for line in output().splitlines() if "0000" in line]
+    assert any("00000 completed" in line and "cider 0.25" in line and "1:05" in line for line in lines)
+    assert any("learning_rate=0.01235" in line for line in lines)  # one long line, never wrapped
+    assert any("00001 failed" in line and "division by zero" in line for line in lines)
+    assert "2 of 4 trials done (1 completed · 1 failed); best cider 0.25" in output().splitlines()[-1]
+    assert "\x1b" not in output()
+
+
+def test_heartbeats_are_bounded(tmp_path, clock):
+    progress, output = plain(experiment(tmp_path), clock)
+    progress.handle(start("00000"))
+    for _ in range(1000):
+        clock.now += 0.1
+        progress.tick()
+    assert output().count("0 of 4 trials done (1 running)") == 3  # 100 seconds, one line in 30
+
+
+def test_time_left_from_what_trials_took(tmp_path, clock):
+    progress, _ = plain(experiment(tmp_path), clock)
+    assert progress.time_left() is None
+    for trial in ("a", "b"):  # two gangs
+        progress.handle(start(trial))
+    assert progress.time_left() is None
+    clock.now += 60
+    progress.handle(end("a"))
+    progress.handle(start("c"))
+    assert progress.time_left() == pytest.approx((3 * 60 - 60) / 2)  # b has had its minute already
+    clock.now += 600
+    assert progress.time_left() == 0
+
+
+def test_time_left_from_the_time_budget(tmp_path, clock):
+    progress, _ = plain(experiment(tmp_path, budget={"time": "10m"}), clock)
+    progress.handle(start("a"))
+    clock.now += 60
+    assert progress.time_left() == pytest.approx(540)
+
+
+def test_best_so_far_keeps_the_constraints(tmp_path, clock):
+    spec = experiment(tmp_path, constraints=[{"metric": "size_mb", "max": 20.0}])
+    progress, output = plain(spec, clock)
+    for trial, cider, size in [("big", 0.9, 50.0), ("small", 0.4, 10.0)]:
+        progress.handle(start(trial))
+        progress.handle(epoch(trial, 1, cider=cider, size_mb=size))
+    assert "best so far: cider 0.4  trial small" in output()
+    progress.handle(start("wild"))
+    progress.handle(epoch("wild", 1, cider=0.7, size_mb=1.0))
+    progress.handle(end("wild", "diverged", "loss is NaN"))
+    progress.close()
+    assert "best cider 0.4  trial small" in output().splitlines()[-1]
+
+
+def test_a_resumed_run_counts_what_was_done_before(tmp_path, clock):
+    spec = experiment(tmp_path)
+    before = ResultsWriter(spec)
+    for event in [start("a"), epoch("a", 1, cider=0.3), end("a"), start("b"), epoch("b", 1, cider=0.2)]:
+        before.handle(event)
+    before.close()
+    progress, output = plain(spec, clock)
+    progress.handle(start("b"))
+    progress.close()
+    assert "1 of 4 trials done (1 running · 1 completed); best cider 0.3" in output()
+
+
+def test_a_terminal_gets_a_panel_that_goes_away(tmp_path, clock):
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, _environ={"TERM": "xterm"})
+    progress = Progress(experiment(tmp_path), console=console, clock=clock)
+    progress.handle(start("00000"))
+    clock.now += 1
+    progress.handle(epoch("00000", 2, cider=0.25))
+    with console.capture() as shown:
+        console.print(progress.panel())
+    text = shown.get()
+    for part in ("birds", "0 of 4 trials done", "1 running", "cider 0.25", "epoch 2/9", "1 s elapsed"):
+        assert part in text
+    clock.now += 1
+    progress.handle(end("00000"))
+    progress.close()
+    progress.close()
+    assert console.file.getvalue().count("✓ 00000 completed") == 1
+    assert console.file.getvalue().count("1 of 4 trials done (1 completed)") == 1
+    assert console.file.getvalue().endswith("\n")
+
+
+def test_a_run_that_never_began_says_nothing(tmp_path, clock):
+    progress, output = plain(experiment(tmp_path), clock)
+    progress.close()
+    assert output() == ""

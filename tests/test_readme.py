@@ -1,0 +1,223 @@
+"""README.md says what the code does: keys, defaults, columns, commands, files, examples."""
+
+import ast
+import importlib
+import re
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from search_spaces import SHIPPED, Space
+from trainables.captioning.settings import DataSettings, Settings
+from tuning import schema
+from tuning.cli import main
+from tuning.experiment import Experiment
+from tuning.experiment_file import read_experiment_file
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+PACKAGES = ("search_spaces", "trainables", "tuning", "cluster", "benchmarks", "examples")
+
+
+def section(heading):
+    """The text under the heading that begins so, up to the next heading."""
+    found = re.search(rf"^(#+) {re.escape(heading)}.*?$(.*?)(?=^#+ |\Z)", TEXT, re.M | re.S)
+    assert found, f"README.md has no heading {heading!r}"
+    return found[2]
+
+
+def table(heading):
+    """Cells of the first table under a heading, without its head."""
+    lines = re.findall(r"^\|(.+)\|$", section(heading), re.M)
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)] for line in lines[2:]]
+    assert rows and all(len(row) == 3 for row in rows)
+    return rows
+
+
+def blocks(language):
+    """Fenced blocks of a language, by the line on which they begin."""
+    fenced = re.finditer(r"^```(\w*)\n(.*?)^```$", TEXT, re.M | re.S)
+    return {TEXT[: f.start()].count("\n") + 1: f[2] for f in fenced if f[1] == language}
+
+
+def section_model(annotation):
+    """The model of a nested section, and how its keys are reached: `search.` or `objectives[].`."""
+    inner = getattr(annotation, "__args__", ())
+    for candidate, suffix in ((annotation, "."), (inner[0] if inner else None, "[].")):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate, suffix
+    return None, ""
+
+
+def keys(model, prefix=""):
+    """(key, field) of everything that a file may say; a section with defaults is told by its keys."""
+    for name, field in model.model_fields.items():
+        nested, suffix = section_model(field.annotation)
+        if nested is None or suffix == "[]." or field.is_required():
+            yield prefix + name, field
+        if nested is not None:
+            yield from keys(nested, prefix + name + suffix)
+
+
+TABLES = {
+    "The experiment file, key by key": Experiment,
+    "`data` of the trainable `captioning`": DataSettings,
+    "`model` and hyperparameters of the trainable `captioning`": Settings,
+}
+
+
+@pytest.mark.parametrize("heading, model", TABLES.items())
+def test_every_key_is_explained_with_its_default(heading, model):
+    rows = {key.strip("`"): (default, meaning) for key, default, meaning in table(heading)}
+    fields = dict(keys(model))
+    assert list(rows) == list(fields)
+    for key, field in fields.items():
+        default, meaning = rows[key]
+        if field.is_required():
+            assert default == "required", key
+        else:
+            expected = field.get_default(call_default_factory=True)
+            told = yaml.safe_load(default.strip("`"))
+            assert (tuple(told) if isinstance(expected, tuple) else told) == expected, key
+            assert type(told) is type(expected) or isinstance(expected, tuple), key
+        assert meaning.startswith(" ".join((field.description or "").split())), key
+        assert meaning, key
+
+
+def choices(annotation):
+    """The texts that a key may hold, where these are few."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return [choice for part in get_args(annotation) for choice in choices(part)]
+
+
+def test_every_choice_of_a_key_is_named():
+    for heading, model in TABLES.items():
+        rows = {key.strip("`"): default + meaning for key, default, meaning in table(heading)}
+        for key, field in keys(model):
+            missing = [choice for choice in choices(field.annotation) if f"`{choice}`" not in rows[key]]
+            assert not missing, key
+
+
+FIGURES = "`cider` … `train_loss`"
+
+
+@pytest.mark.parametrize(
+    "heading, columns",
+    [
+        (
+            "`trials`, a row per trial",
+            [*schema.TRIAL_HEAD, "`config/NAME`", *schema.FIGURES, *schema.TRIAL_TAIL],
+        ),
+        (
+            "`epochs`, a row per trial and epoch",
+            [*schema.EPOCH_HEAD, FIGURES, *schema.COSTS, *schema.EPOCH_TAIL],
+        ),
+    ],
+)
+def test_every_column_is_explained(heading, columns):
+    rows = table(heading)
+    assert len(rows) == len(columns)
+    for row, column in zip(rows, columns, strict=True):
+        if isinstance(column, str):
+            assert row[0] == column
+        else:
+            assert row == [f"`{column.name}`", f"`{column.dtype}`", column.meaning]
+    assert f"`{schema.FIGURES[0].name}` … `{schema.FIGURES[-1].name}`" == FIGURES
+
+
+def mapped():
+    """Paths in the map, folders with a slash at their end."""
+    (block,) = re.findall(r"^```\n(.*?)^```$", section("Map"), re.M | re.S)
+    paths, stack = [], []
+    for line in block.splitlines():
+        indent, name = re.match(r"( *)(\S+)", line).groups()
+        assert re.match(r" *\S+ {2,}\S", line), f"a path and what it is: {line!r}"
+        del stack[len(indent) // 2 :]
+        paths.append("".join([*stack, name]))
+        stack.append(name)
+    return paths
+
+
+def test_the_map_has_every_python_file():
+    paths = mapped()
+    assert len(paths) == len(set(paths))
+    there = {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).glob("**/*.py")}
+    packages = {path.removesuffix("__init__.py") for path in there if path.endswith("__init__.py")}
+    files = {path for path in there if not path.endswith("__init__.py")}  # its folder's line stands for it
+    assert files - set(paths) == set()
+    assert packages - set(paths) == set()
+
+
+def test_what_the_map_names_is_there():
+    assert [path for path in mapped() if not (ROOT / path).exists()] == []
+
+
+def test_links_lead_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", TEXT) if "://" not in link]
+    assert links and [link for link in links if not (ROOT / link).exists()] == []
+
+
+def commands():
+    """Everything typed after `captune`, in blocks and in the text."""
+    code = [line for block in blocks("").values() for line in block.splitlines()]
+    code += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", TEXT, flags=re.M | re.S))
+    found = [re.match(r"(?:\$ )?(?:\.venv/bin/)?captune ([a-z]\w*)(.*)", line.strip()) for line in code]
+    return [(match[1], match[2].split("  #")[0]) for match in found if match]
+
+
+def test_every_command_and_option_exists():
+    assert {name for name, _ in commands()} == set(main.commands), "each command is shown, and no other"
+    for name, arguments in commands():
+        options = {option for parameter in main.commands[name].params for option in parameter.opts}
+        for option in re.findall(r"(?<=\s)--?[a-z][\w-]*", re.sub(r'"[^"]*"', "", arguments)):
+            assert option in {*options, "--help", "-h"}, f"captune {name} has no {option}"
+
+
+def test_every_option_in_the_text_exists():
+    options = {
+        option for command in main.commands.values() for each in command.params for option in each.opts
+    }
+    for option in re.findall(r"`(--[a-z][\w-]*)", TEXT):
+        assert option in {*options, "--help"}, option
+
+
+def test_every_make_target_exists():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"\bmake (\w+)(?=[`\s])(?=`|[ \t]*#|\n)", TEXT)) <= targets
+
+
+def test_yaml_blocks_are_valid(tmp_path):
+    assert blocks("yaml")
+    for line, block in blocks("yaml").items():
+        path = tmp_path / f"README-{line}.yaml"
+        path.write_text(block)
+        tree, _ = read_experiment_file(path)
+        if "name" not in tree:
+            space = Space.from_dict(tree.pop("search_space"))
+            assert not tree and all(Settings.from_flat({n: v}) for n in space for v in space[n].examples())
+            continue
+        experiment = Experiment.from_dict(tree)
+        DataSettings.model_validate(experiment.data)
+        Settings.from_flat(experiment.model)
+        # The same experiment as in examples/, so that what is printed below it can be repeated.
+        example, _ = read_experiment_file(ROOT / "examples" / f"{experiment.name}.yaml")
+        assert tree == example
+
+
+def test_the_shipped_space_is_told_in_full():
+    told = section("Search spaces").split("The shipped space searches")[1].split(".\n")[0]
+    assert set(re.findall(r"`([\w.]+)`", told)) - {"model"} == set(SHIPPED["captioning"]())
+
+
+@pytest.mark.timeout(60)  # imports Optuna
+def test_names_imported_in_python_blocks_exist():
+    assert blocks("python")
+    for block in blocks("python").values():
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, name.name) for name in node.names)

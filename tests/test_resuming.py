@@ -1,0 +1,81 @@
+"""A resumed run is the same experiment: what may be changed in its file, and what is refused."""
+
+import pytest
+
+from tuning.experiment import Experiment, ExperimentError
+from tuning.results import ResultsWriter
+from tuning.resuming import refuse_changes
+from tuning.storage import UnreadableResults, write_description
+
+SPEC = {
+    "name": "birds",
+    "trainable": "curves",
+    "data": {"path": "/photos", "splits": [1, 2]},
+    "model": {"momentum": 0.5},
+    "search_space": {"learning_rate": {"float": [1e-4, 1.0], "log": True}},
+    "objectives": [{"metric": "cider", "mode": "max"}],
+    "budget": {"trials": 4},
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = Experiment.from_dict(SPEC)
+    write_description(before, command=["captune"])
+    ResultsWriter(before).close()
+    return before.folder
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"budget": {"trials": 99, "time": "2h"}},
+        {"training": {"gangs": 1, "workers": 2, "max_failures": 0}},
+        {"storage": "elsewhere"},
+        {"model": {"momentum": 0.5}, "data": {"splits": [1, 2], "path": "/photos"}},
+    ],
+)
+def test_what_means_the_same_may_change(folder, change):
+    refuse_changes(Experiment.from_dict(SPEC | change), folder)
+
+
+@pytest.mark.parametrize(
+    "change, key, before, after",
+    [
+        ({"model": {"momentum": 0.9}}, "model.momentum", "0.5", "0.9"),
+        ({"model": {}}, "model.momentum", "0.5", "not there"),
+        ({"data": {"path": "/other", "splits": [1, 2]}}, "data.path", "'/photos'", "'/other'"),
+        (
+            {"search_space": {"learning_rate": {"float": [1e-3, 1.0], "log": True}}},
+            "float",
+            "0.0001",
+            "0.001",
+        ),
+        ({"objectives": [{"metric": "val_loss", "mode": "min"}]}, "objectives", "cider", "val_loss"),
+        ({"constraints": [{"metric": "size_mb", "max": 3}]}, "constraints", "[]", "size_mb"),
+        ({"scheduler": {"max_epochs": 27}}, "scheduler.max_epochs", "9", "27"),
+        ({"search": {"seed": 5}}, "search.seed", "0", "5"),
+        ({"trainable": "captioning"}, "trainable", "'curves'", "'captioning'"),
+        ({"training": {"precision": "fp16"}}, "training.precision", "'auto'", "'fp16'"),
+    ],
+)
+def test_what_makes_figures_incomparable_is_refused_with_both_values(folder, change, key, before, after):
+    with pytest.raises(ExperimentError) as refusal:
+        refuse_changes(Experiment.from_dict(SPEC | change), folder)
+    (problem,) = refusal.value.problems
+    place, now, then = problem.partition(" is ")[0], *problem.partition(" is ")[2].split(" are of ")
+    assert key in place and after in now and before in then
+
+
+def test_nothing_is_asked_before_there_are_results(folder):
+    (folder / "trials.parquet").unlink()
+    refuse_changes(Experiment.from_dict(SPEC | {"model": {}}), folder)
+
+
+@pytest.mark.parametrize("text", ["a: [", "", "no mapping"])
+def test_results_of_nobody_knows_what_are_refused(folder, text):
+    (folder / "experiment.yaml").write_text(text)
+    with pytest.raises((UnreadableResults, ExperimentError)):
+        refuse_changes(Experiment.from_dict(SPEC), folder)

@@ -1,0 +1,258 @@
+"""Whole runs on a real Ray: gangs, kills, resuming, and nothing left behind."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from tuning import Experiment, load, run
+from tuning.events import EpochReported
+from tuning.results import check_tables
+from tuning.storage import UnreadableResults
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+SECONDS_PER_EPOCH = 0.4
+SPACE = {"learning_rate": {"float": [1e-4, 1e-1], "log": True}}
+TIMES = ["started_at", "finished_at", "worker_s", "gang"]
+
+
+def experiment(tmp_path, **changes):
+    tree = {
+        "name": "curves",
+        "trainable": "curves",
+        "search_space": SPACE,
+        "objectives": [{"metric": "score", "mode": "max"}],
+        "scheduler": {"min_epochs": 1, "max_epochs": 9, "reduction_factor": 3},
+        "budget": {"trials": 8},
+        "storage": str(tmp_path),
+    }
+    return Experiment.from_dict(tree | changes)
+
+
+class Killer:
+    """A listener that kills -9 one of this run's processes in the middle of an epoch."""
+
+    def __init__(self, kills):
+        self.kills = dict(kills)  # (trial_id, epoch) -> what the process is called
+        self.killed = []
+
+    def handle(self, event):
+        if not isinstance(event, EpochReported):
+            return
+        name = self.kills.pop((event.trial_id, event.epoch), None)
+        if name is not None:
+            threading.Timer(SECONDS_PER_EPOCH / 2, self.kill, [name]).start()
+
+    def kill(self, name):
+        # Ray names its worker processes after the actor and the method they are at.
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if name in " ".join(process.cmdline()):
+                    process.kill()
+                    self.killed.append(name)
+                    return
+
+    def tick(self):
+        pass
+
+    def close(self):
+        pass
+
+
+def left_behind(grace_s=20):
+    """Actors and placement groups that are still there after Ray had a moment to bury what was ended."""
+    deadline = time.monotonic() + grace_s
+    while (found := _actors_and_groups()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return found
+
+
+def _actors_and_groups():
+    from ray.util import placement_group_table
+    from ray.util.state import list_actors
+
+    groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+    here = ray.get_runtime_context().gcs_address  # a machine may have several Rays
+    alive = list_actors(address=here, filters=[("state", "=", "ALIVE")])
+    actors = {actor.class_name for actor in alive}
+    # Two services of Ray Train's that belong to the cluster, one each however many runs there are.
+    return groups + sorted(actors - {"TrainStateActor", "_AutoscalingCoordinatorActor"})
+
+
+def test_a_run_leaves_tables_and_nothing_else(cluster, tmp_path):
+    results = run(experiment(tmp_path))
+    assert not check_tables(results.trials, results.epochs)
+    assert len(results.trials) == 8
+    assert set(results.trials["state"]) == {"completed", "stopped"}
+    assert set(results.trials["gang"].str[-6:]) == {"gang-0", "gang-1"}
+    assert (results.folder / "best").is_dir()
+    assert (results.folder / results.best()["checkpoint"]).is_dir()
+    kept = [path for path in (results.folder / "checkpoints").glob("*/*")]
+    assert len(kept) == 8, "a trial that is over keeps its best checkpoint only"
+    assert not (results.folder / ".ray").exists()
+    assert left_behind() == []
+
+
+def test_one_seed_and_one_gang_give_the_same_tables(cluster, tmp_path):
+    first, second = (
+        run(experiment(tmp_path / name, training={"gangs": 1}, budget={"trials": 6}))
+        for name in ("first", "second")
+    )
+    different = first.trials.drop(columns=TIMES).compare(second.trials.drop(columns=TIMES))
+    assert different.empty
+
+
+def test_bad_trials_end_by_themselves(cluster, tmp_path):
+    troubled = experiment(
+        tmp_path,
+        search_space={
+            "fail_at_epoch": {"choice": [2, 99]},
+            "diverge_at_epoch": {"choice": [3, 99]},
+        },
+        search={"algorithm": "random"},
+        scheduler={"algorithm": "none", "max_epochs": 4},
+        budget={"trials": 12},
+    )
+    trials = run(troubled).trials.set_index("trial_id")
+    states = trials["state"]
+    assert set(states) == {"failed", "diverged", "completed"}
+    assert (states[trials["config/fail_at_epoch"] == 2] == "failed").all()
+    assert "RuntimeError" in trials["error"][states == "failed"].iloc[0]
+    assert trials["reason"][states == "diverged"].str.len().gt(0).all()
+
+
+def test_killed_workers_and_actors_cost_at_most_an_epoch(cluster, tmp_path):
+    """DDP gang: a worker, then the trial's actor, then the gang's owner are killed in mid-epoch."""
+    killer = Killer(
+        {
+            ("00000", 2): "RayTrainWorker",
+            ("00000", 4): "TrialActor",
+            ("00001", 2): "GangOwner",
+        }
+    )
+    slow, calm = (
+        experiment(
+            tmp_path / name,
+            model={"seconds_per_epoch": seconds},
+            scheduler={"algorithm": "none", "max_epochs": 6},
+            training={"workers": 2},
+            budget={"trials": 2},
+        )
+        for name, seconds in (("killed", SECONDS_PER_EPOCH), ("calm", 0.0))
+    )
+    results = run(slow, listeners=[killer])
+    assert killer.killed == ["RayTrainWorker", "TrialActor", "GangOwner"]
+    assert list(results.trials["state"]) == ["completed", "completed"]
+    assert not check_tables(results.trials, results.epochs), "every epoch once, none missing"
+    assert results.trials["restarts"].iloc[0] >= 1
+    assert left_behind() == []
+    figures = ["trial_id", "epoch", "score", "val_loss"]
+    assert results.epochs[figures].equals(run(calm).epochs[figures])
+
+
+def test_a_second_run_of_the_same_name_is_refused(cluster, tmp_path):
+    from tuning.runner import ExperimentExists
+
+    done = experiment(tmp_path, budget={"trials": 1}, scheduler={"max_epochs": 1})
+    run(done)
+    with pytest.raises(ExperimentExists, match="--resume"):
+        run(done)
+    assert len(run(done, resume=True).trials) == 1
+
+
+EXPERIMENT_FILE = """
+name: interrupted
+trainable: curves
+model: {seconds_per_epoch: 0.4}
+search_space: {learning_rate: {float: [1e-4, 1e-1], log: true}}
+objectives: [{metric: score, mode: max}]
+scheduler: {min_epochs: 1, max_epochs: 9, reduction_factor: 3}
+budget: {trials: 5}
+training: {gangs: 1}
+"""
+
+
+def start(folder, *options):
+    return subprocess.Popen(
+        [Path(sys.executable).with_name("captune"), "run", "experiment.yaml", *options],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_epochs(process, folder, count, timeout_s=150):
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if len(load("interrupted", storage=folder / "captune-results").epochs) >= count:
+                return
+        except (LookupError, UnreadableResults):  # not yet
+            pass
+        time.sleep(0.1)
+    raise AssertionError(f"not {count} epochs after {timeout_s} s; exit code {process.poll()}")
+
+
+def processes_of(session_leader, grace_s=15):
+    """Names of the processes that outlive a command; Ray's children notice its end within seconds."""
+    deadline = time.monotonic() + grace_s
+    while (found := _alive_in(session_leader)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return found
+
+
+def _alive_in(session):
+    alive = [
+        p for p in psutil.process_iter(["status", "cmdline"]) if p.info["status"] != psutil.STATUS_ZOMBIE
+    ]
+    return [process.info["cmdline"] for process in alive if _session(process) == session]
+
+
+def _session(process):
+    try:
+        return os.getsid(process.pid)
+    except ProcessLookupError:
+        return None
+
+
+def test_interrupted_then_killed_then_resumed_is_as_if_never_stopped(tmp_path):
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "experiment.yaml").write_text(EXPERIMENT_FILE)
+
+    for sent, epochs in ((signal.SIGINT, 3), (signal.SIGTERM, 5)):
+        interrupted = start(tmp_path / "parts", "--resume")
+        wait_for_epochs(interrupted, tmp_path / "parts", epochs)
+        interrupted.send_signal(sent)
+        said, _ = interrupted.communicate(timeout=120)
+        assert interrupted.returncode == 130, said
+        assert "--resume" in said
+        assert processes_of(interrupted.pid) == []
+
+    killed = start(tmp_path / "parts", "--resume")
+    wait_for_epochs(killed, tmp_path / "parts", 8)
+    killed.kill()
+    killed.communicate()
+
+    for name, options in (("parts", ["--resume"]), ("whole", [])):
+        finished = start(tmp_path / name, *options)
+        said, _ = finished.communicate(timeout=180)
+        assert finished.returncode == 0, said
+
+    whole, parts = (
+        load("interrupted", storage=tmp_path / name / "captune-results") for name in ("whole", "parts")
+    )
+    assert not check_tables(parts.trials, parts.epochs)
+    ignored = [*TIMES, "restarts"]
+    assert whole.trials.drop(columns=ignored).compare(parts.trials.drop(columns=ignored)).empty

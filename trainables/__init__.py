@@ -1,0 +1,1 @@
+"""What one trial does: the protocol, the worker side of a gang, and the trainables that ship."""

@@ -1,0 +1,1 @@
+"""The trainable `captioning`: images in, sentences out."""

@@ -1,0 +1,125 @@
+"""A trial's checkpoint on disk: enough to go on training, or to build what ships.
+
+    trial.json            settings, epoch, shape of the model; readable by eye
+    tokenizer.json        the vocabulary
+    weights.safetensors   the model, a frozen pretrained encoder left out: it comes from its package
+    optimizer.pt          optimizer and loss scaler; tensors and numbers only, read with weights_only=True
+
+Random state is not in it: every epoch is seeded anew from the trial's seed, so that an epoch after a resume
+draws what it would have drawn. Writing aside, renaming and fsync are the gang's business.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from trainables.captioning.data.tokenizer import CaptionTokenizer
+from trainables.captioning.model.captioner import Captioner
+from trainables.captioning.settings import Settings
+
+FORMAT = 1
+_TRIAL, _TOKENIZER, _WEIGHTS, _OPTIMIZER = (
+    "trial.json",
+    "tokenizer.json",
+    "weights.safetensors",
+    "optimizer.pt",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialState:
+    """What `trial.json` says."""
+
+    settings: Settings
+    epoch: int
+    """Epochs done."""
+    image_size: int
+    vocabulary_size: int
+    max_caption_tokens: int
+    factorised: bool = False
+    """Whether the weights are those of low-rank factors."""
+    measured: dict[str, float] = field(default_factory=dict)
+    """Size, cost and latency, where they have been measured."""
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    state: TrialState,
+    captioner: Captioner,
+    tokenizer: CaptionTokenizer,
+    training: Mapping[str, Any],
+) -> None:
+    """Write the four files into the existing `folder`. `training` holds state dicts by name."""
+    left_out = _prefix_left_out(captioner)
+    weights = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in captioner.state_dict().items()
+        if not left_out or not name.startswith(left_out)
+    }
+    save_file(weights, folder / _WEIGHTS)
+    tokenizer.save(folder / _TOKENIZER)
+    torch.save(dict(training), folder / _OPTIMIZER)
+    described = asdict(state) | {"format": FORMAT, "settings": state.settings.model_dump(mode="json")}
+    (folder / _TRIAL).write_text(json.dumps(described, indent=2), encoding="utf-8")
+
+
+def load_state(folder: Path) -> TrialState:
+    """What a checkpoint says about itself.
+
+    Raises:
+        ValueError: no checkpoint, or one of another format.
+    """
+    path = folder / _TRIAL
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+        written_as = described.pop("format")
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder} is not a captioning checkpoint: {error}") from error
+    if written_as != FORMAT:
+        raise ValueError(f"{path} has format {written_as}, this version reads format {FORMAT}")
+    return TrialState(**described | {"settings": Settings.model_validate(described["settings"])})
+
+
+def load_tokenizer(folder: Path) -> CaptionTokenizer:
+    """The checkpoint's vocabulary."""
+    return CaptionTokenizer.load(folder / _TOKENIZER)
+
+
+def load_weights(folder: Path, captioner: Captioner) -> None:
+    """Put the checkpoint's weights into `captioner`, which was built (and factorised) as the saved one was.
+
+    Raises:
+        ValueError: names or shapes differ; the message names the first.
+    """
+    stored = load_file(folder / _WEIGHTS)
+    left_out = _prefix_left_out(captioner)
+    own = {
+        name: tensor
+        for name, tensor in captioner.state_dict().items()
+        if not left_out or not name.startswith(left_out)
+    }
+    for name in sorted(own.keys() | stored.keys()):
+        shapes = [tuple(weights[name].shape) if name in weights else "missing" for weights in (own, stored)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{folder / _WEIGHTS}: {name} is {shapes[1]}, the model built for it has {shapes[0]}"
+            )
+    captioner.load_state_dict(stored, strict=False)
+
+
+def load_training(folder: Path, device: torch.device) -> dict[str, Any]:
+    """The state dicts that `save_checkpoint` was given as `training`."""
+    return torch.load(folder / _OPTIMIZER, map_location=device, weights_only=True)
+
+
+def _prefix_left_out(captioner: Captioner) -> str:
+    """Names that start so are not stored; "" where all are."""
+    return "encoder." if captioner.encoder.pretrained and captioner.encoder.frozen else ""

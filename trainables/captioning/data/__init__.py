@@ -1,0 +1,1 @@
+"""Captioned images: layouts on disk, decoding, the prepared cache, tokens and batches."""

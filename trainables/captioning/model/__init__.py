@@ -1,0 +1,1 @@
+"""The captioner: encoders, decoders, search for the best caption."""

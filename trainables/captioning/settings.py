@@ -1,0 +1,120 @@
+"""Everything a captioning trial can be told: the `data` section and the settings of one trial.
+
+Both are frozen pydantic models that refuse unknown keys. A setting has the same name in the experiment
+file's `model` section (fixed), in a search space (searched), and as the table column `config/NAME`.
+Dotted names (`compression.ratio`) are nested models here and flat everywhere else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Format = Literal["shapes", "flickr8k", "coco", "karpathy", "imagefolder", "webdataset"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataSettings(_Strict):
+    """The experiment file's `data` section."""
+
+    format: Format
+    """Layout of the folder; `shapes` draws its own images and needs no path."""
+    path: Path | None = None
+    """Folder with the images and the caption file (webdataset: the shards)."""
+    captions_file: Path | None = None
+    """Caption file relative to `path`, where the format's usual names do not fit."""
+    caption_column: str = "text"
+    """Column of the caption in `imagefolder` metadata; a list there means several captions."""
+    size: Annotated[int, Field(ge=10)] = 600
+    """Number of images that `shapes` draws."""
+    seed: int = 0
+    """Seed of the `shapes` generator."""
+    image_size: Annotated[int, Field(ge=16, le=1024)] = 224
+    """Side of the square that images are resized and centre-cropped to, in pixels."""
+    max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of unreadable images that is tolerated; above it the run is refused."""
+    tokenizer: Literal["word", "bpe"] = "word"
+    """Whole lower-cased words, or byte-pair pieces."""
+    vocabulary_size: Annotated[int, Field(ge=16)] = 10_000
+    """Upper bound on the vocabulary, the four special tokens included."""
+    min_frequency: Annotated[int, Field(ge=1)] = 2
+    """Words and merges seen less often in the training captions are left out."""
+    max_caption_tokens: Annotated[int, Field(ge=4, le=512)] = 30
+    """Longer captions are cut for training; generation stops here. Counts the end token, not the start."""
+    cache: Path | None = None
+    """Folder of the prepared data; default `$CAPTUNE_CACHE`, else `~/.cache/captune`."""
+
+
+class Compression(_Strict):
+    """How the trained model is made smaller before it ships."""
+
+    method: Literal["none", "int8", "low_rank"] = "none"
+    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """`low_rank`: fraction of the bytes of the factorised matrices that is removed."""
+    warmup_epochs: Annotated[int, Field(ge=0)] = 1
+    """`low_rank`: full-rank epochs before the factorisation (Pufferfish, Wang et al. 2021); the epochs
+    that follow fine-tune the factors."""
+
+
+class Settings(_Strict):
+    """One trial: model, optimisation, compression. Every field may be fixed or searched."""
+
+    encoder: Literal["cnn", "efficientnet_lite0"] = "cnn"
+    encoder_trainable: bool = True
+    """False freezes the encoder; a frozen pretrained encoder's features are computed once and cached."""
+    encoder_width: Annotated[int, Field(ge=4)] = 32
+    """`cnn`: channels of the first stage; they double at each of the following stages."""
+    decoder: Literal["gru", "gru_attention", "transformer"] = "gru_attention"
+    decoder_width: Annotated[int, Field(ge=8)] = 256
+    """Hidden units of the recurrent cell, or the transformer's model width."""
+    embedding_width: Annotated[int, Field(ge=8)] | None = None
+    """Width of the word vectors; default: the decoder's width."""
+    decoder_layers: Annotated[int, Field(ge=1, le=24)] = 1
+    decoder_heads: Annotated[int, Field(ge=1)] = 4
+    """`transformer`: attention heads; must divide the width."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Captions per optimisation step over the whole gang, whatever its size."""
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Most captions a worker takes at once; a larger share is accumulated over several passes."""
+    optimizer: Literal["adamw", "adam", "sgd", "adabelief"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    encoder_learning_rate_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Multiplies the learning rate of a trainable encoder."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """`sgd` only."""
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of all steps in which the learning rate rises linearly before it decays by a cosine."""
+    gradient_clip: Annotated[float, Field(gt=0)] | None = 5.0
+    """Largest global norm of the gradient; null switches clipping off."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    augment: bool = False
+    """Flip, crop and colour, per batch. Refused where features are cached."""
+    beam_width: Annotated[int, Field(ge=1, le=32)] = 3
+    """Beams in evaluation at rungs and in generation; 1 is greedy."""
+    length_penalty: Annotated[float, Field(ge=0, le=2)] = 0.7
+    """Beam scores are log-probabilities over length to this power (Wu et al. 2016)."""
+    compression: Compression = Compression()
+
+    @classmethod
+    def from_flat(cls, config: dict[str, object]) -> Settings:
+        """Settings from flat dotted names, as tables and search spaces spell them.
+
+        Raises:
+            pydantic.ValidationError: unknown name or value out of range.
+        """
+        nested: dict[str, object] = {}
+        for name, value in config.items():
+            section, dot, key = name.partition(".")
+            if dot:
+                nested.setdefault(section, {})[key] = value  # type: ignore[index]
+            else:
+                nested[section] = value
+        return cls.model_validate(nested)

@@ -1,0 +1,221 @@
+"""Training of a captioner over the workers of a gang: steps, precision, clipping, divergence.
+
+Knows the model, the optimizer and batches as the loader gives them. The process group is the gang's: where
+`torch.distributed` is set up, the gradients are averaged over its workers (DDP), else this process trains
+alone. What a trial is made of, and when it is evaluated or saved, is `trial.py`'s business.
+
+The gradient of a step is that of the mean loss per token over the *global* batch, however that is divided
+into workers and passes: each pass adds the sum of its tokens' losses over the global number of tokens, times
+the number of workers, because DDP divides by it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainables.captioning import collective
+from trainables.captioning.data.loader import Step
+from trainables.captioning.model.captioner import Captioner, token_loss
+from trainables.captioning.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
+from trainables.captioning.settings import Settings
+from trainables.trial import Metrics, TrialDiverged
+
+_CHECK_STEPS = 20
+"""Workers compare losses after so many steps: often enough to end a lost trial, too seldom to cost time."""
+_MOST_SKIPPED = 20
+"""fp16: overflow in so many steps in a row, each at half the scale of the last, is divergence."""
+_HOPELESS = 2.0
+"""A loss of so many times that of guessing uniformly, after the warm-up, is divergence."""
+
+_TALLY = ("loss", "tokens", "grad_norm", "updates")
+"""What is added up over passes, steps and workers, in one float64 tensor."""
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Trainer:
+    """Trains one captioner.
+
+    Args:
+        captioner: on its device; frozen parameters do not require gradients.
+        settings: of the trial.
+        precision: fp32, bf16 or fp16.
+        steps_per_epoch: optimisation steps of each epoch.
+        max_epochs: over which warm-up and cosine are laid out.
+        device: of this worker.
+    """
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        settings: Settings,
+        *,
+        precision: str,
+        steps_per_epoch: int,
+        max_epochs: int,
+        device: torch.device,
+    ):
+        self.settings = settings
+        self.precision = precision
+        self.steps_per_epoch = steps_per_epoch
+        self.total_steps = steps_per_epoch * max_epochs
+        self.device = device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.replace(captioner)
+
+    def replace(self, captioner: Captioner) -> None:
+        """Train `captioner` from now on, with a new optimizer; the learning-rate schedule goes on."""
+        self.captioner = captioner
+        self.parameters = [p for p in captioner.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(captioner, self.settings)
+        self.model: nn.Module = captioner
+        if collective.world_size() > 1:
+            # No buffer changes in training: batch statistics are frozen (see model/encoders.py).
+            self.model = DistributedDataParallel(captioner, broadcast_buffers=False)
+
+    def state_dicts(self) -> dict[str, Any]:
+        """Optimizer and loss scaler, for a checkpoint."""
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state_dicts(self, states: Mapping[str, Any]) -> None:
+        """What `state_dicts` gave."""
+        self.optimizer.load_state_dict(states["optimizer"])
+        if self.scaler.is_enabled() and states["scaler"]:
+            self.scaler.load_state_dict(states["scaler"])
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision in which the model computes; parameters and losses stay in fp32."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=_AUTOCAST[self.precision])
+
+    def train_epoch(self, epoch: int, steps: Iterable[Step]) -> Metrics:
+        """Train epoch `epoch` (from 0): this worker's share of its steps.
+
+        Returns:
+            `train_loss`: the objective, nats per token, averaged over the epoch while it changed.
+            `learning_rate`: of the last step, of the decoder. `grad_norm`: mean over the steps, before
+            clipping. `images_per_s`: image-caption pairs per second of the whole gang. `data_wait_s`: mean
+            over the workers of the seconds spent waiting for batches.
+
+        Raises:
+            TrialDiverged: on every worker alike.
+        """
+        self.model.train()
+        begin = time.perf_counter()
+        stopwatch = _Stopwatch()
+        total = torch.zeros(len(_TALLY), dtype=torch.float64)
+        window = torch.zeros(len(_TALLY), dtype=torch.float64, device=self.device)
+        skipped = captions = 0
+        last = (epoch + 1) * self.steps_per_epoch - 1
+        for step, share in enumerate(stopwatch.waiting(steps), start=epoch * self.steps_per_epoch):
+            factor = learning_rate_factor(step, self.total_steps, self.settings.warmup_fraction)
+            set_learning_rate(self.optimizer, factor)
+            captions += share.captions
+            window += self._accumulate(share)
+            skipped = 0 if self._update(window) else skipped + 1
+            if skipped == _MOST_SKIPPED:
+                raise TrialDiverged(
+                    f"fp16 gradients overflowed in {skipped} steps in a row, up to step {step + 1}"
+                )
+            if (step + 1) % _CHECK_STEPS == 0 or step == last:
+                total += self._checked(window, step)
+                window.zero_()
+        assert step == last, (
+            f"{self.steps_per_epoch} steps were announced, epoch {epoch} ended at step {step}"
+        )
+        seconds = time.perf_counter() - begin
+        (waited,) = collective.summed([stopwatch.seconds], self.device)
+        loss, tokens, norm, updates = total.tolist()
+        return {
+            "train_loss": loss / tokens,
+            "learning_rate": self.settings.learning_rate * factor,
+            "grad_norm": norm / max(updates, 1),
+            "images_per_s": captions / seconds,
+            "data_wait_s": waited / collective.world_size(),
+        }
+
+    def _accumulate(self, share: Step) -> Tensor:
+        """Gradients of one step, summed over its passes; this worker's tally, without the norm."""
+        workers = collective.world_size()
+        tally = torch.zeros(len(_TALLY), dtype=torch.float64, device=self.device)
+        for number, batch in enumerate(share.micro_batches, start=1):
+            inputs = batch.inputs.to(self.device, non_blocking=True)
+            tokens = batch.tokens.to(self.device, non_blocking=True)  # [B, T+1]
+            with (
+                self._gradients_stay_here() if number < len(share.micro_batches) else contextlib.nullcontext()
+            ):
+                with self.autocast():
+                    logits = self.model(inputs, tokens[:, :-1])  # [B, T, V]
+                loss, _, count = token_loss(
+                    logits, tokens[:, 1:], label_smoothing=self.settings.label_smoothing
+                )
+                self.scaler.scale(loss * (workers / share.global_tokens)).backward()
+            tally[:2] += torch.stack([loss.detach().double(), count.double()])
+        return tally
+
+    def _gradients_stay_here(self) -> contextlib.AbstractContextManager[Any]:
+        if isinstance(self.model, DistributedDataParallel):
+            return self.model.no_sync()
+        return contextlib.nullcontext()
+
+    def _update(self, tally: Tensor) -> bool:
+        """Clip and step; the gradient's norm goes into `tally`. False where fp16 gradients overflowed."""
+        self.scaler.unscale_(self.optimizer)
+        limit = self.settings.gradient_clip or math.inf
+        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        applied = self.scaler.get_scale() >= scale
+        if applied:
+            tally[2:] += torch.stack([norm.double(), torch.ones_like(norm, dtype=torch.float64)])
+        return applied
+
+    def _checked(self, tally: Tensor, step: int) -> Tensor:
+        """`tally` summed over the workers.
+
+        Raises:
+            TrialDiverged: it shows that the trial is lost; on every worker alike, for all see the sum.
+        """
+        summed = torch.tensor(collective.summed(list(tally), self.device), dtype=torch.float64)
+        loss, tokens, norm, _ = summed.tolist()
+        steps = f"up to step {step + 1} of {self.total_steps}"
+        if not math.isfinite(loss):
+            raise TrialDiverged(f"training loss is {loss}, {steps}")
+        if not math.isfinite(norm):
+            raise TrialDiverged(f"norm of the gradient is {norm}, {steps}")
+        guessing = math.log(self.captioner.vocabulary_size)
+        warm = step >= self.settings.warmup_fraction * self.total_steps
+        if warm and loss / tokens > _HOPELESS * guessing:
+            raise TrialDiverged(
+                f"training loss {loss / tokens:.3g} is over {_HOPELESS:g} times that of guessing "
+                f"({guessing:.3g}), {steps}"
+            )
+        return summed
+
+
+class _Stopwatch:
+    """Adds up the seconds that an iterable keeps its consumer waiting."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def waiting(self, items: Iterable[Step]) -> Iterator[Step]:
+        iterator = iter(items)
+        while True:
+            begin = time.perf_counter()
+            item = next(iterator, None)
+            self.seconds += time.perf_counter() - begin
+            if item is None:
+                return
+            yield item

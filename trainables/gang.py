@@ -1,0 +1,276 @@
+"""The worker's side of a gang: take a trial, run its epochs, report, obey.
+
+`serve` is the training function of one long-lived Ray Train run. Workers, process group and CUDA context
+outlive the trials that they run, so a trial costs milliseconds to start and to stop. This file knows Ray
+Train and the trial protocol; who sends the trials, and why one stops, is left to the gang's owner
+(`tuning/gangs.py`).
+
+Rank 0 talks to the owner; what it hears reaches the other ranks over a gloo group of its own, never over
+the group that carries gradients, so that waiting for work cannot collide with training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import gc
+import os
+import random
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import psutil
+import ray
+import torch
+import torch.distributed as dist
+from ray import train
+from ray.exceptions import RayActorError
+from ray.train.torch import get_device
+
+from trainables.order import Failure, Order, Report, checkpoint_folder
+from trainables.trial import Metrics, SettingsError, TrialContext, TrialDiverged, resolve_trainable
+
+POLL_S = 5.0  # how long one question to the owner may stay open
+MEET_S = 20.0  # how far apart the ranks may come out of a trial that diverged
+
+
+class Owner(Protocol):
+    """What a worker asks of its gang's owner, an actor handle; every method answers with an object ref."""
+
+    next_order: Any
+    """(lease | None, timeout_s) -> (lease, Order) | "close" | None."""
+    push: Any
+    """(lease, Report) -> None."""
+    may_go_on: Any
+    """(lease, epoch, timeout_s) -> True | False | None (ask again)."""
+    fail: Any
+    """(lease, Failure) -> None."""
+    suspect: Any
+    """(lease, reason) -> None: the workers break off, though the trial seems not to be at fault."""
+
+
+def seed_everything(*parts: int) -> None:
+    """Seed Python, numpy and torch from `parts`; the same parts give the same stream in any process."""
+    seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def serve(setup: Mapping[str, Any]) -> None:
+    """Run trials until the owner closes the gang: the `train_loop_per_worker` of a gang's Ray Train run.
+
+    `setup` holds `owner` (an actor handle, see `Owner`) and `cpus` (cores of this worker).
+    """
+    torch.set_num_threads(setup["cpus"])
+    gang = Gang(owner=setup["owner"], cpus=setup["cpus"])
+    # Whatever is loaded by now stays for good: without the freeze each collection costs 0.36 s.
+    gc.collect()
+    gc.freeze()
+    lease: int | None = None
+    while True:
+        answer = gang.ask(lambda lease=lease: gang.owner.next_order.remote(lease, POLL_S))  # type: ignore[misc]
+        if answer == "close":
+            return
+        if answer is None:
+            continue
+        lease, order = answer
+        gang.run(lease, order)
+
+
+class Gang:
+    """One worker's membership of its gang."""
+
+    def __init__(self, *, owner: Owner, cpus: int):
+        self.owner = owner
+        self.cpus = cpus
+        worker = train.get_context()
+        self.rank, self.world_size = worker.get_world_rank(), worker.get_world_size()
+        self.device = get_device()
+        self.node = ray.util.get_node_ip_address()
+        # Half a day: a gang may wait that long for its next trial, and a dead peer closes the sockets anyway.
+        patience = datetime.timedelta(hours=12)
+        self.control = dist.new_group(backend="gloo", timeout=patience) if self.world_size > 1 else None
+
+    def ask(self, question: Callable[[], Any]) -> Any:
+        """Rank 0 puts `question` (it returns an object ref) to the owner; every rank gets the answer."""
+        answer = [ray.get(question()) if self.rank == 0 else None]
+        if self.control is not None:
+            dist.broadcast_object_list(answer, src=0, group=self.control)
+        return answer[0]
+
+    def run(self, lease: int, order: Order) -> None:
+        """Run one trial to its end, or to where the owner stops it.
+
+        A failure of the trial's own code is reported and ends the trial only. It is raised on where a
+        collective of the gang could be half done: Ray Train then builds the workers and their process
+        group anew. Divergence and refused settings are raised on every rank alike, so nothing is pending;
+        that all ranks came out is checked.
+        """
+        try:
+            self._epochs(lease, order)
+        except TrialDiverged as error:
+            self._fail(lease, Failure(state="diverged", reason=str(error)))
+            self._meet()
+        except SettingsError as error:
+            failure = Failure(state="failed", reason=str(error), error=traceback.format_exc())
+            self._fail(lease, failure)
+            self._meet()
+        except torch.OutOfMemoryError as error:
+            self._fail(lease, Failure(state="out_of_memory", reason=_first_line(error)))
+            if self.world_size > 1:
+                raise
+        except RayActorError:
+            raise  # the owner is gone
+        except Exception as error:
+            reason = f"{type(error).__name__}: {_first_line(error)}"
+            if self.world_size > 1 and _peer_died(error):
+                # Not the trial's fault, as it seems: the next workers take it up again.
+                ray.get(self.owner.suspect.remote(lease, reason))
+                raise
+            self._fail(lease, Failure(state="failed", reason=reason, error=traceback.format_exc()))
+            if self.world_size > 1:
+                raise
+        finally:
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _fail(self, lease: int, failure: Failure) -> None:
+        ray.get(self.owner.fail.remote(lease, failure))  # from whichever rank; the first word counts
+
+    def _meet(self) -> None:
+        """Wait for the other ranks to come out of the trial, too.
+
+        Raises:
+            RuntimeError: one does not, it may be stuck in a collective that this rank has left.
+        """
+        if self.control is not None:
+            dist.monitored_barrier(self.control, timeout=datetime.timedelta(seconds=MEET_S))
+
+    def _epochs(self, lease: int, order: Order) -> None:
+        context = TrialContext(
+            trial_id=order.trial_id,
+            rank=self.rank,
+            world_size=self.world_size,
+            device=str(self.device),
+            precision=resolve_precision(order.precision, self.device),
+            seed=order.seed,
+            cpus=self.cpus,
+            max_epochs=order.max_epochs,
+            data=order.data,
+        )
+        _reset_peak_memory()
+        seed_everything(order.seed)
+        trial = resolve_trainable(order.trainable)()
+        try:
+            trial.setup(order.config, context)
+            if order.epoch:
+                trial.load(checkpoint_folder(order, order.epoch))
+            for epoch in range(order.epoch + 1, order.max_epochs + 1):
+                started = time.perf_counter()
+                # Per epoch and rank, so that going on from a checkpoint needs no random state in it.
+                seed_everything(order.seed, epoch, self.rank)
+                metrics = figures("train_epoch", trial.train_epoch())
+                metrics |= figures("evaluate", trial.evaluate(full=epoch in order.full_epochs))
+                if self.rank == 0:
+                    write_checkpoint(trial.save, checkpoint_folder(order, epoch))
+                seconds = time.perf_counter() - started
+                metrics |= {
+                    "seconds": seconds,
+                    "worker_s": seconds * self.world_size,
+                    "peak_memory_mb": _peak_memory_mb(),
+                }
+                report = Report(epoch=epoch, metrics=metrics, attempt=order.attempt, node=self.node)
+                if not self._report(lease, report, last=epoch == order.max_epochs):
+                    return
+        finally:
+            trial.close()
+
+    def _report(self, lease: int, report: Report, *, last: bool) -> bool:
+        """Send `report`; True where the trial is to go on with the next epoch."""
+        if self.rank == 0:
+            ray.get(self.owner.push.remote(lease, report))
+        if last:
+            return False
+        while True:
+            go_on = self.ask(lambda: self.owner.may_go_on.remote(lease, report.epoch, POLL_S))
+            if go_on is not None:
+                return go_on
+
+
+def write_checkpoint(save: Callable[[Path], None], folder: Path) -> None:
+    """Let `save` fill a folder aside, put it on disk, then give it its name: seen whole or not at all."""
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    save(aside)
+    for path in aside.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    if folder.exists():  # an epoch that is repeated after a crash
+        shutil.rmtree(folder)
+    aside.rename(folder)
+
+
+def figures(method: str, returned: Any) -> Metrics:
+    """What a trainable's `method` returned, as plain floats: it travels to processes without its libraries.
+
+    Raises:
+        TypeError: these are no figures by name.
+    """
+    if not isinstance(returned, Mapping):
+        raise TypeError(f"{method} must return figures by name, {{'val_loss': 0.3}}, but got {returned!r}")
+    plain = {}
+    for name, value in returned.items():
+        try:
+            plain[str(name)] = float(value)
+        except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several numbers
+            raise TypeError(f"{method} must return numbers, but {name!r} is {value!r}") from None
+    return plain
+
+
+def resolve_precision(asked: str, device: torch.device) -> str:
+    """`auto` is bf16 on GPUs that have it, fp16 on older ones, fp32 on CPUs."""
+    if asked != "auto":
+        return asked
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")
+
+
+def _peer_died(error: Exception) -> bool:
+    """Whether a collective broke because another worker is gone (gloo raises plain RuntimeErrors)."""
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(
+        word in text for word in ("gloo", "nccl", "connection closed by peer")
+    )
+
+
+def _reset_peak_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with contextlib.suppress(OSError):  # Linux only: 5 resets VmHWM (proc(5))
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory_mb() -> float:
+    """Peak since the trial began: GPU memory allocated, or the process's resident set."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    return psutil.Process().memory_info().rss / 1e6

@@ -1,0 +1,63 @@
+"""What passes between a gang and its owner: a trial one way, its reports or its failure the other.
+
+Plain values, without Ray and torch, so that whoever only decides about trials imports neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from trainables.trial import Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """One trial as it is sent to a gang; everything a worker needs to know."""
+
+    run_id: str
+    """Unique per sending; tells a trial sent a second time from the first."""
+    trial_id: str
+    trainable: str
+    """A shipped name or `package.module:Class`."""
+    config: Mapping[str, Any]
+    """Fixed settings and searched hyperparameters, by dotted name."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    max_epochs: int = 1
+    full_epochs: frozenset[int] = frozenset()
+    """Epochs after which `evaluate(full=True)` is due: rungs and the last."""
+    folder: str = ""
+    """Where the trial's checkpoints go, one folder per epoch."""
+    epoch: int = 0
+    """Epochs done before; training goes on with the next."""
+    attempt: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """An epoch is done and its checkpoint stands in `checkpoint_folder(order, epoch)`."""
+
+    epoch: int
+    metrics: Metrics
+    attempt: int
+    node: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """The trial ended badly; its gang lives on."""
+
+    state: Literal["diverged", "failed", "out_of_memory"]
+    reason: str
+    """One line."""
+    error: str = ""
+    """Traceback."""
+
+
+def checkpoint_folder(order: Order, epoch: int) -> Path:
+    """Folder of the checkpoint after `epoch` epochs."""
+    return Path(order.folder) / f"{epoch:04d}"

@@ -1,0 +1,141 @@
+"""What one trial is: the protocol a trainable implements and the context it is given.
+
+This file knows neither Ray nor torch, so that a trainable of one's own needs to import nothing heavier
+than itself. `trainables/gang.py` drives the protocol; `trainables/captioning/trial.py` and
+`trainables/curves.py` implement it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+Metrics = dict[str, float]
+
+#: Trainables that an experiment file may name without their full path.
+SHIPPED = {
+    "captioning": "trainables.captioning.trial:Captioning",
+    "curves": "trainables.curves:Curves",
+}
+
+
+class TrialDiverged(Exception):
+    """Training left the region where it can recover (NaN loss, exploding loss). The message says why.
+
+    A trial that raises it ends in the state `diverged`; its gang goes on with the next trial.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialContext:
+    """Where and under which conditions one worker runs one trial."""
+
+    trial_id: str
+    """Stable name of the trial, the same in every table."""
+    rank: int = 0
+    """This worker's position in the gang, 0 to world_size - 1."""
+    world_size: int = 1
+    """How many workers train this trial together (DDP)."""
+    device: str = "cpu"
+    """torch device of this worker: "cpu" or "cuda:0"."""
+    precision: str = "fp32"
+    """fp32, bf16 or fp16, already resolved from `auto`."""
+    seed: int = 0
+    """Seed of this trial; depends on the experiment's seed and the trial, never on the gang."""
+    cpus: int = 1
+    """Cores this worker may use: threads of torch, of loaders, of the tokenizer."""
+    max_epochs: int = 1
+    """Epochs the trial runs when nothing stops it; learning-rate schedules are laid out over these."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """The experiment file's `data` section, resolved."""
+
+
+class Trainable(Protocol):
+    """One instance per worker and trial. All methods are called on every worker unless said otherwise.
+
+    A trainable may also offer class methods that the driver calls:
+
+    * `check(data, settings, searched)` raises `SettingsError` where the experiment's `data` section, its
+      fixed settings or the searched names cannot work; called before Ray starts.
+    * `prepare(data, settings, *, progress) -> list[str]` does what every trial needs once per machine
+      (decoding, caching) and returns lines for a person: what there is, what had to be skipped. Idempotent
+      and safe to call from several processes at once; shows a progress bar where `progress` is true.
+    * `export(checkpoint, folder)` turns a checkpoint into what would ship; without it, a copy ships.
+    * `caption(folder, images) -> list[str]` uses what was exported: `captune caption` calls it.
+    """
+
+    def setup(self, config: Mapping[str, Any], context: TrialContext) -> None:
+        """Build everything for `config`: fixed settings and searched hyperparameters, by dotted name."""
+
+    def train_epoch(self) -> Metrics:
+        """Train one epoch and return its figures, equal on every worker.
+
+        Raises:
+            TrialDiverged: where going on is pointless.
+        """
+
+    def evaluate(self, full: bool) -> Metrics:
+        """Figures on validation data, already reduced over the gang; `full` at rungs and at the end."""
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint into the empty `folder`. Called on rank 0 only; the gang renames it after."""
+
+    def load(self, folder: Path) -> None:
+        """Continue from a checkpoint that `save` wrote, after `setup`."""
+
+    def close(self) -> None:
+        """Let go of memory and files; the process lives on and runs the next trial."""
+
+
+#: What every trainable must have.
+METHODS = ("setup", "train_epoch", "evaluate", "save", "load", "close")
+
+
+class SettingsError(ValueError):
+    """A value in the experiment file that a trainable cannot accept.
+
+    `path` is where it stands (`("data", "format")`), so that whoever has the file can name the line.
+    """
+
+    def __init__(self, path: tuple[str, ...], message: str):
+        super().__init__(path, message)  # both in args: survives pickling between processes
+        self.path = path
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{'.'.join(self.path)}: {self.message}"
+
+
+def resolve_trainable(name: str) -> Callable[[], Trainable]:
+    """The class that an experiment's `trainable` key names: a shipped one or `package.module:Class`.
+
+    Raises:
+        SettingsError: where the module or the class does not exist or is no trainable.
+    """
+    target = SHIPPED.get(name, name)
+    module_name, colon, class_name = target.partition(":")
+    if not colon:
+        raise SettingsError(
+            ("trainable",),
+            f"{name!r} is neither shipped ({', '.join(SHIPPED)}) nor of the form package.module:Class",
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever the user's file does when it is imported
+        reason = f"cannot import {module_name!r}: {type(error).__name__}: {error}"
+        raise SettingsError(("trainable",), reason) from error
+    found = getattr(module, class_name, None)
+    if not isinstance(found, type):
+        classes = [name for name, value in vars(module).items() if isinstance(value, type)]
+        near = difflib.get_close_matches(class_name, classes, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise SettingsError(("trainable",), f"module {module_name!r} has no class {class_name!r}{hint}")
+    missing = [name for name in METHODS if not callable(getattr(found, name, None))]
+    if missing:
+        reason = f"{class_name} lacks {', '.join(missing)}; a trainable has {', '.join(METHODS)}"
+        raise SettingsError(("trainable",), reason)
+    return found

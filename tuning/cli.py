@@ -1,0 +1,406 @@
+"""The `captune` command: arguments in, exit codes out (0 fine, 1 the work failed, 2 the user's mistake).
+
+Only click is imported at the top, so that `--help` answers at once. What is shown is built in
+`tuning/summaries.py`, `render.py` and `query.py`; nothing is decided here.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tuning.results import Results
+
+#: Trials in the table that `run` ends with.
+TOP = 10
+#: Different reasons named where every trial went wrong.
+REASONS = 5
+#: Characters in a line where nothing has to fit anywhere.
+WIDE = 10_000
+
+
+class UserMistake(click.ClickException):
+    """Something that the user can put right: one message, no traceback, exit code 2."""
+
+    exit_code = 2
+
+
+class WorkFailed(click.ClickException):
+    """The command was right, but what it asked for could not be done: exit code 1."""
+
+
+class _Commands(click.Group):
+    """Turns the exceptions that users cause into messages, wherever they come from."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(130)
+        except (ValueError, LookupError, OSError) as error:
+            if _is_users_mistake(error):
+                raise UserMistake(str(error)) from error
+            if isinstance(error, OSError):  # a full disk, a cluster out of reach
+                raise WorkFailed(f"{type(error).__name__}: {error}") from error
+            raise
+
+
+def _is_users_mistake(error: Exception) -> bool:
+    from trainables.trial import SettingsError
+    from tuning.experiment_file import ExperimentError
+    from tuning.query import QueryError
+    from tuning.storage import UnknownExperiment, UnreadableResults
+
+    mistakes = (ExperimentError, SettingsError, QueryError, UnknownExperiment, UnreadableResults)
+    return isinstance(error, (*mistakes, PermissionError, NotADirectoryError, FileExistsError))
+
+
+_storage = click.option(
+    "--storage",
+    default="captune-results",
+    show_default=True,
+    metavar="DIR",
+    help="Folder in which NAME is looked for; NAME may also be an experiment's folder itself.",
+)
+_set = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Put a value over the file's; repeatable."
+)
+_own_storage = click.option(
+    "--storage", metavar="DIR", help="Keep the results in this folder; over the file's `storage`."
+)
+_file = click.argument("file", type=click.Path(exists=True, dir_okay=False))
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(package_name="captune", prog_name="captune")
+def main() -> None:
+    """Tune image captioners: one experiment file in, a table of trials and the best captioner out.
+
+    \b
+    captune check examples/shapes.yaml            what would run
+    captune run examples/shapes.yaml              run it
+    captune results shapes --sort cider           its trials, the best first
+    captune best shapes                           the best one
+    captune caption shapes photo.jpg              what it says about a picture
+    """
+    # A trainable of one's own lies beside the experiment, where the command is typed.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+
+
+@main.command()
+@_file
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run; finished trials are kept.")
+@_set
+@_own_storage
+def run(file: str, resume: bool, overrides: tuple[str, ...], storage: str | None) -> None:
+    """Run the experiment in FILE to the end of its budget, then show its best trials.
+
+    Ctrl-C ends it in good order; --resume goes on from there, also after a crash or a reboot.
+
+    \b
+    Examples:
+      captune run examples/shapes.yaml
+      captune run examples/shapes.yaml --set budget.trials=4 --set search.seed=1
+      captune run photos.yaml --storage /data/results
+      captune run photos.yaml --storage /data/results --resume
+    """
+    from tuning.experiment import Experiment
+    from tuning.progress import Progress
+    from tuning.results import load
+    from tuning.runner import ExportFailed
+    from tuning.runner import run as run_experiment
+
+    experiment = Experiment.load(file, _with_storage(overrides, storage))
+    progress = Progress(experiment)
+    try:
+        results = run_experiment(experiment, resume=resume, listeners=[progress], say=click.echo)
+    except KeyboardInterrupt:
+        progress.close()
+        words = ["captune", "run", file, "--resume"]
+        words += [word for override in overrides for word in ("--set", override)]
+        words += ["--storage", storage] if storage else []
+        click.echo(f"Interrupted. Go on with: {shlex.join(words)}", err=True)
+        click.get_current_context().exit(130)
+    except ExportFailed as error:
+        progress.close()
+        _show_outcome(load(experiment.folder))
+        raise WorkFailed(f"{error}; --resume tries again") from error
+    finally:
+        progress.close()
+    _show_outcome(results)
+
+
+@main.command()
+@_file
+@_set
+@_own_storage
+def check(file: str, overrides: tuple[str, ...], storage: str | None) -> None:
+    """Validate FILE and show what a run of it would be. Starts nothing.
+
+    Gangs are sized for this machine.
+
+    \b
+    Examples:
+      captune check examples/shapes.yaml
+      captune check photos.yaml --set training.workers=2
+    """
+    from rich.console import Console
+
+    from tuning.experiment import Experiment
+    from tuning.summaries import plan_table
+
+    experiment = Experiment.load(file, _with_storage(overrides, storage))
+    machine = _this_machine()
+    plan = experiment.plan_resources(machine)
+    Console().print(plan_table(experiment, plan, machine))
+    click.echo(f"{file}: fine")
+
+
+@main.command()
+@click.argument("name")
+@click.argument("table", type=click.Choice(["trials", "epochs"]), default="trials")
+@click.option(
+    "--sort",
+    "sort_by",
+    metavar="COL",
+    help="Best first where it is known what is good, else ascending. By default, trials are ranked.",
+)
+@click.option("--reverse", is_flag=True, help="Turn the order of --sort round.")
+@click.option("--where", metavar="CONDITION", help='Like "state == completed and cider >= 0.2".')
+@click.option(
+    "--columns", metavar="COL,COL", help="Only these, in this order, or `all`; `config/` may be left out."
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N rows.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "json", "parquet"]),
+    default="table",
+    show_default=True,
+)
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write there."
+)
+@_storage
+def results(
+    name: str,
+    table: str,
+    sort_by: str | None,
+    reverse: bool,
+    where: str | None,
+    columns: str | None,
+    limit: int | None,
+    form: str,
+    output: Path | None,
+    storage: str,
+) -> None:
+    """Show the TABLE (trials or epochs) of experiment NAME: on screen the most telling columns.
+
+    \b
+    Examples:
+      captune results shapes
+      captune results shapes --sort size_mb --limit 5
+      captune results shapes --columns all
+      captune results shapes --where "state == completed and size_mb < 2"
+      captune results shapes --columns trial_id,learning_rate,cider --format csv
+      captune results shapes epochs --where "trial_id == 00003"
+      captune results shapes epochs --format parquet --output epochs.parquet
+    """
+    from tuning import query
+    from tuning.results import load
+
+    if form == "parquet" and output is None:
+        raise click.UsageError("parquet is not for the screen: say where to with --output FILE")
+    if form == "table" and output is not None:
+        raise click.UsageError("--output needs --format csv, json or parquet")
+    found = load(name, storage)
+    on_screen = form == "table" and table == "trials"
+    frame: pd.DataFrame = found.ranked() if on_screen else getattr(found, table)
+    if where is not None:
+        frame = query.where(frame, where)
+    if sort_by is not None:
+        frame = query.sort(frame, sort_by, reverse=reverse, better=_good(found, sort_by))
+    elif reverse:
+        frame = frame[::-1]
+    if columns is not None and columns != "all":
+        frame = query.select(frame, [part.strip() for part in columns.split(",")])
+    chosen = frame.head(limit) if limit else frame
+    if form == "table":
+        _print_table(chosen, found, whole=columns is not None)
+    else:
+        _write(chosen, form, output)
+
+
+@main.command()
+@click.argument("name")
+@_storage
+def best(name: str, storage: str) -> None:
+    """Show the best trial of experiment NAME: configuration, figures, where its model is.
+
+    \b
+    Examples:
+      captune best shapes
+      captune best /data/results/photos
+    """
+    from tuning.results import load
+
+    _print_best(load(name, storage))
+
+
+@main.command()
+@click.argument("name")
+@click.argument(
+    "images", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False), metavar="IMAGE..."
+)
+@_storage
+def caption(name: str, images: tuple[str, ...], storage: str) -> None:
+    """Let the best captioner of experiment NAME write a caption for each IMAGE.
+
+    \b
+    Examples:
+      captune caption photos holiday.jpg
+      captune caption photos *.jpg --storage /data/results
+    """
+    from trainables.trial import resolve_trainable
+    from tuning.results import load
+
+    found = load(name, storage)
+    trainable: Any = resolve_trainable(found.experiment.trainable)
+    if not hasattr(trainable, "caption"):
+        raise UserMistake(f"{found.name!r} tunes {found.experiment.trainable!r}, which writes no captions")
+    folder = found.folder / "best"
+    if not folder.is_dir():
+        raise WorkFailed(
+            f"{folder} does not exist: the run of {found.name!r} has not finished with a best trial"
+        )
+    try:
+        captions = trainable.caption(folder=folder, images=[Path(image) for image in images])
+    except (ValueError, OSError) as error:  # an image that cannot be read
+        raise UserMistake(str(error)) from error
+    width = max(map(len, images))
+    for image, words in zip(images, captions, strict=True):
+        click.echo(f"{image:<{width}}  {words}")
+
+
+@main.command(name="list")
+@click.option(
+    "--storage", default="captune-results", show_default=True, metavar="DIR", help="Folder to look in."
+)
+def list_command(storage: str) -> None:
+    """List the experiments in the storage folder.
+
+    \b
+    Examples:
+      captune list
+      captune list --storage /data/results
+    """
+    from rich.console import Console
+
+    from tuning.storage import list_experiments
+    from tuning.summaries import experiments_table
+
+    names = list_experiments(storage)
+    if not names:
+        click.echo(f"no experiments in {storage}")
+        return
+    Console(width=None if sys.stdout.isatty() else 200).print(experiments_table(names, storage))
+
+
+def _with_storage(overrides: tuple[str, ...], storage: str | None) -> list[str]:
+    return [*overrides, f"storage={storage}"] if storage else list(overrides)
+
+
+def _this_machine() -> dict[str, float]:
+    """What Ray would find here, without starting it."""
+    import os
+
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"CPU": float(cores), "GPU": float(torch.cuda.device_count())}
+
+
+def _good(found: Results, column: str) -> str | None:
+    """Which direction the experiment itself calls good for a column."""
+    from tuning.schema import figure_column
+
+    modes = {figure_column(each.metric): each.mode for each in found.experiment.objectives}
+    return modes.get(column)
+
+
+def _print_table(frame: pd.DataFrame, found: Results, *, whole: bool = False) -> None:
+    """All columns if `whole`; else the telling ones, as many as a terminal has room for."""
+    from rich.console import Console
+
+    from tuning.query import fitting
+    from tuning.render import cell_text, frame_table
+    from tuning.summaries import telling
+
+    console = Console()
+    shown = frame
+    if not whole:
+        width = console.width if console.is_terminal else WIDE
+        shown = fitting(frame, names=telling(found.experiment, frame), width=width, text=cell_text)
+    Console(width=WIDE).print(frame_table(shown), soft_wrap=True)
+    hidden = len(frame.columns) - len(shown.columns)
+    more = f"; {hidden} more columns with --columns all or --format csv" if hidden else ""
+    click.echo(f"{len(frame)} row{'' if len(frame) == 1 else 's'}{more}")
+
+
+def _write(frame: pd.DataFrame, form: str, output: Path | None) -> None:
+    from tuning.storage import write_table
+
+    if form == "parquet":
+        assert output is not None
+        write_table(frame, output)
+        return
+    if form == "csv":
+        text = frame.to_csv(index=False)
+    else:
+        text = frame.to_json(orient="records", date_format="iso", indent=2) + "\n"
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        output.write_text(text)
+
+
+def _show_outcome(found: Results) -> None:
+    from tuning.ledger import WENT_WRONG
+
+    trials = found.trials
+    if trials["state"].isin(WENT_WRONG).all():
+        reasons = trials["reason"].value_counts().head(REASONS).items()
+        causes = "".join(f"\n  {count} x {reason}" for reason, count in reasons)
+        raise WorkFailed(
+            f"no trial of {found.name!r} came to an end; see captune results {found.name} --columns all"
+            + (causes or "\n  there were none")
+        )
+    click.echo()
+    _print_table(found.ranked().head(TOP), found)
+    click.echo()
+    _print_best(found)
+
+
+def _print_best(found: Results) -> None:
+    from rich.console import Console
+
+    from tuning.summaries import best_table
+
+    try:
+        row = found.best()
+    except ValueError as error:
+        raise WorkFailed(str(error)) from error
+    Console(soft_wrap=True).print(best_table(found, row))
+    folder = found.folder / "best"
+    click.echo(f"model  {folder if folder.is_dir() else found.folder / str(row['checkpoint'])}")

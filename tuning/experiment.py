@@ -1,0 +1,389 @@
+"""The experiment file: one tree of frozen pydantic models that refuses what it does not know.
+
+This file knows every key an experiment may hold. Reading YAML and naming lines is `experiment_file.py`,
+sizing gangs on a cluster `resources.py`, and what the `data` and `model` sections mean is for the
+trainable, which is asked before anything starts.
+
+    experiment = Experiment.load("examples/shapes.yaml", overrides=["budget.trials=4"])
+"""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+import search_spaces
+from search_spaces.space import Space, SpaceError, nearest
+from trainables.trial import SettingsError, resolve_trainable
+from tuning.experiment_file import ExperimentError, Source, read_experiment_file
+from tuning.resources import GangPlan, plan_gangs
+
+__all__ = ["Constraint", "Experiment", "ExperimentError", "GangPlan", "Objective"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class Objective(_Strict):
+    """One figure of the trials that is to be as large or as small as possible."""
+
+    metric: str
+    """A metric that the trainable reports."""
+    mode: Literal["max", "min"]
+
+
+class Constraint(_Strict):
+    """A bound that the best trial must keep."""
+
+    metric: str
+    max: float | None = None
+    min: float | None = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Constraint:
+        if self.max is None and self.min is None:
+            raise ValueError("needs `max` or `min`")
+        if self.max is not None and self.min is not None and self.min > self.max:
+            raise ValueError(f"`min <= max` must hold, but got min={self.min:g}, max={self.max:g}")
+        return self
+
+    def excess(self, value: float) -> float:
+        """How far `value` is beyond the bound, as a share of the bound; 0 or less where it is kept."""
+        above = [] if self.max is None else [(value - self.max) / (abs(self.max) or 1.0)]
+        below = [] if self.min is None else [(self.min - value) / (abs(self.min) or 1.0)]
+        return max(above + below)
+
+
+class Search(_Strict):
+    """Which configuration is tried next."""
+
+    algorithm: Literal["tpe", "random"] = "tpe"
+    seed: int = 0
+    """Decides every random choice of the run: suggestions, initial weights, order of the data."""
+    startup_trials: Annotated[int, Field(ge=1)] = 10
+    """`tpe`: trials drawn at random before the first is modelled."""
+
+
+class Scheduler(_Strict):
+    """Which trials end early."""
+
+    algorithm: Literal["asha", "none"] = "asha"
+    min_epochs: Annotated[int, Field(ge=1)] = 1
+    """No trial is stopped before it."""
+    max_epochs: Annotated[int, Field(ge=1)] = 9
+    """Epochs of a trial that is never stopped."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    """One trial in this many goes on at each rung."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Scheduler:
+        if self.min_epochs > self.max_epochs:
+            raise ValueError(
+                f"`min_epochs <= max_epochs` must hold, "
+                f"but got min_epochs={self.min_epochs}, max_epochs={self.max_epochs}"
+            )
+        return self
+
+    def rungs(self) -> tuple[int, ...]:
+        """Epochs at which trials are compared: `min_epochs * reduction_factor**k` below `max_epochs`."""
+        rungs = []
+        epoch = self.min_epochs
+        while self.algorithm == "asha" and epoch < self.max_epochs:
+            rungs.append(epoch)
+            epoch *= self.reduction_factor
+        return tuple(rungs)
+
+    def full_epochs(self) -> frozenset[int]:
+        """Epochs after which a trial is evaluated in full: at every rung and at its end."""
+        return frozenset({*self.rungs(), self.max_epochs})
+
+
+class Budget(_Strict):
+    """When no further trial starts: whichever of the two comes first."""
+
+    trials: Annotated[int, Field(ge=1)] | None = None
+    time: str | float | None = None
+    """Seconds, or text such as `90s`, `30m`, `2h`, `1h30m`."""
+
+    @field_validator("time", mode="plain")
+    @classmethod
+    def _duration(cls, time: object) -> object:
+        if time is not None:
+            _seconds(time)
+        return time
+
+    @model_validator(mode="after")
+    def _limited(self) -> Budget:
+        if self.trials is None and self.time is None:
+            raise ValueError("needs `trials` or `time`, else the run never ends")
+        return self
+
+    @property
+    def time_s(self) -> float | None:
+        """`time` in seconds."""
+        return None if self.time is None else _seconds(self.time)
+
+
+class Training(_Strict):
+    """What one trial runs on."""
+
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Processes that train one trial together (DDP)."""
+    cpus_per_worker: Annotated[int, Field(ge=1)] = 1
+    """Cores, and so threads, of each worker."""
+    gpus_per_worker: float | Literal["auto"] = "auto"
+    """`auto`: one where the cluster has GPUs, else none."""
+    gangs: int | Literal["auto"] = "auto"
+    """Trials at the same time; `auto`: as many as fit on the cluster."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Times that a trial is taken up again after one of its workers died."""
+
+    @field_validator("gpus_per_worker", mode="plain")
+    @classmethod
+    def _gpus(cls, value: object) -> object:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value == "auto" or (number and (0 <= value <= 1 or value == int(value) > 0)):  # type: ignore
+            return value if value == "auto" else float(value)  # type: ignore[arg-type]
+        raise ValueError("must be 'auto', a share of a GPU from 0 to 1, or a whole number")
+
+    @field_validator("gangs", mode="plain")
+    @classmethod
+    def _gangs(cls, value: object) -> object:
+        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+            return value
+        raise ValueError("must be 'auto' or a whole number from 1")
+
+
+class Experiment(_Strict):
+    """Everything that a run depends on. Build it with `load` (a file) or `from_dict`."""
+
+    name: str
+    """Names the results; a folder of this name holds them."""
+    trainable: str = "captioning"
+    """A shipped trainable, or `package.module:Class`."""
+    data: dict[str, Any] = Field(default_factory=dict)
+    """Handed to the trainable. In a file, a relative `path` starts at the file's own folder; in an
+    override (`--set data.path=…`) at the folder where the command runs."""
+    model: dict[str, Any] = Field(default_factory=dict)
+    """Fixed settings by dotted name; nested mappings are flattened."""
+    search_space: dict[str, dict[str, Any]]
+    """The space in its YAML form. Given as the name of a shipped space, it is that space without the
+    names that `model` fixes."""
+    objectives: Annotated[tuple[Objective, ...], Field(strict=False)]
+    constraints: Annotated[tuple[Constraint, ...], Field(strict=False)] = ()
+    search: Search = Search()
+    scheduler: Scheduler = Scheduler()
+    budget: Budget
+    training: Training = Training()
+    storage: str = "captune-results"
+    """Folder under which the experiment's own folder lies, relative to where the command runs."""
+
+    _source: Source = PrivateAttr(default_factory=Source)
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+        """Read an experiment file, put `overrides` (`a.b=c`) in, and validate all of it.
+
+        Imports the trainable and asks it about `data`, `model` and the searched names.
+
+        Raises:
+            ExperimentError: listing every problem with its line.
+        """
+        tree, source = read_experiment_file(Path(path), overrides)
+        data = tree.get("data")
+        if isinstance(data, dict) and isinstance(data.get("path"), str):
+            overridden = source.place(("data", "path")).startswith("--set")
+            base = Path.cwd() if overridden else Path(path).parent
+            data["path"] = str((base / Path(data["path"]).expanduser()).absolute())
+        experiment = cls._build(tree, source)
+        experiment.check_trainable()
+        return experiment
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> Experiment:
+        """The experiment that a plain tree describes, as `to_dict` returns it. Imports no trainable.
+
+        Raises:
+            ExperimentError: listing every problem.
+        """
+        return cls._build(tree, Source())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain, resolved tree, fit for YAML; `Experiment.from_dict(e.to_dict()) == e`."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    @property
+    def folder(self) -> Path:
+        """Where the results of this experiment are."""
+        return Path(self.storage) / self.name
+
+    @cached_property
+    def space(self) -> Space:
+        """What is searched."""
+        return Space.from_dict(self.search_space)
+
+    def check_trainable(self) -> None:
+        """Ask the trainable whether it can work with `data`, `model` and the searched names.
+
+        Raises:
+            ExperimentError: it does not exist or refuses something.
+        """
+        searched = {name: domain.examples() for name, domain in self.space.items()}
+        try:
+            trainable = resolve_trainable(self.trainable)
+            check = getattr(trainable, "check", None)
+            if check is not None:
+                check(self.data, self.model, searched)
+        except SettingsError as error:
+            raise ExperimentError([self._source.problem(error.path, error.message)]) from error
+
+    def plan_resources(self, cluster_resources: Mapping[str, float]) -> GangPlan:
+        """The gangs that run this experiment on a cluster that has `cluster_resources` (Ray's names).
+
+        Raises:
+            ExperimentError: it does not fit; names the line and the largest possible value.
+        """
+        try:
+            return plan_gangs(self.training, self.budget.trials, cluster_resources)
+        except SettingsError as error:
+            raise ExperimentError([self._source.problem(error.path, error.message)]) from error
+
+    @classmethod
+    def _build(cls, tree: Mapping[str, Any], source: Source) -> Experiment:
+        try:
+            experiment = cls.model_validate(tree)
+        except ValidationError as error:
+            problems = dict.fromkeys(line for details in error.errors() for line in _explain(details, source))
+            raise ExperimentError(list(problems)) from error
+        experiment._source = source
+        return experiment
+
+    @field_validator("name")
+    @classmethod
+    def _safe_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+            safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:100]
+            hint = f"; did you mean {safe!r}?" if safe else ""
+            raise ValueError(f"names a folder: letters, digits, '.', '_', '-', at most 100{hint}")
+        return name
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _flat(cls, model: object) -> object:
+        return _flatten(model) if isinstance(model, Mapping) else model
+
+    @field_validator("search_space", mode="before")
+    @classmethod
+    def _resolve_space(cls, given: object, info: Any) -> object:
+        model = info.data.get("model", {})  # absent where it was itself refused
+        if isinstance(given, str):
+            if given not in search_spaces.SHIPPED:
+                raise ValueError(f"no shipped space has this name{nearest(given, search_spaces.SHIPPED)}")
+            space = search_spaces.SHIPPED[given]().fix(model)
+        elif isinstance(given, Mapping):
+            twice = [((n,), f"is fixed to {model[n]!r} in `model`; keep one") for n in given if n in model]
+            try:
+                space = given if isinstance(given, Space) else Space.from_dict(given)
+            except SpaceError as error:
+                raise SpaceError([*error.problems, *twice]) from error
+            if twice:
+                raise SpaceError(twice)
+        else:
+            raise ValueError("must be the name of a shipped space or hyperparameters with their domains")
+        if not space:
+            raise ValueError("leaves nothing to search")
+        return space.to_dict()
+
+    @field_validator("objectives")
+    @classmethod
+    def _one_objective(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+        if not objectives:
+            raise ValueError("needs one objective, as in [{metric: cider, mode: max}]")
+        if len(objectives) > 1:
+            names = ", ".join(o.metric for o in objectives)
+            raise ValueError(f"only one objective is supported so far, but got {names}; use `constraints`")
+        return objectives
+
+    @field_validator("storage")
+    @classmethod
+    def _local(cls, storage: str) -> str:
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", storage):
+            raise ValueError("only folders are supported as storage so far; give a path")
+        return storage
+
+
+def _seconds(time: object) -> float:
+    """Seconds of `90`, `90s`, `30m`, `2h`, `1h30m`."""
+    units = {"d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
+    if isinstance(time, (int, float)) and not isinstance(time, bool):
+        seconds = float(time)
+    elif isinstance(time, str) and re.fullmatch(r"(\d+(\.\d+)?[dhms])+", time):
+        seconds = sum(float(n) * units[unit] for n, unit in re.findall(r"([\d.]+)([dhms])", time))
+    else:
+        raise ValueError("must be seconds or text such as 90s, 30m, 2h, 1h30m")
+    if not 0 < seconds < float("inf"):
+        raise ValueError("must be more than no time")
+    return seconds
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        found = (
+            _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        )
+        for name in found:
+            if name in flat:
+                raise ValueError(f"{name!r} is there twice, nested and dotted; keep one")
+        flat |= found
+    return flat
+
+
+def _explain(details: ErrorDetails, source: Source) -> list[str]:
+    """Lines for one error of pydantic, in the words of the file."""
+    path, value = details["loc"], details["input"]
+    cause = details.get("ctx", {}).get("error")
+    if isinstance(cause, SpaceError):
+        return [source.problem((*path, *where), message) for where, message in cause.problems]
+    if details["type"] == "extra_forbidden":
+        return [source.problem(path, f"unknown key{nearest(str(path[-1]), _keys_beside(path))}")]
+    if details["type"] == "missing":
+        return [source.problem(path, "is missing")]
+    kind = {"tuple_type": "should be a list", "dict_type": "should hold keys and values"}
+    kind["model_type"] = kind["dict_type"]
+    rule = (
+        str(cause) if cause else kind.get(details["type"], details["msg"].replace("Input should", "should"))
+    )
+    if details["type"] == "literal_error":
+        rule += nearest(str(value), re.findall(r"'([^']*)'", details["msg"]))
+    if isinstance(value, (Mapping, list, tuple)):  # a whole section: its own keys are in the rule
+        return [source.problem(path, rule)]
+    return [source.problem(path, f"got {value!r}: {rule}")]
+
+
+def _keys_beside(path: tuple[int | str, ...]) -> list[str]:
+    """The keys that are known where the last of `path` stands."""
+    model: Any = Experiment
+    for step in path[:-1]:
+        if isinstance(step, str):
+            annotation = model.model_fields[step].annotation
+            arguments = typing.get_args(annotation)
+            model = arguments[0] if arguments else annotation
+    return list(model.model_fields)

@@ -1,0 +1,177 @@
+"""Where a gang and a trial meet: orders one way, reports the other. Pure, thread-safe, no Ray.
+
+The trial's side asks for the report of one epoch at a time, and by asking allows the gang to run that
+epoch; the gang's side never runs an epoch that nobody asked for. So a scheduler's decision always comes
+before the work that depends on it, and stopping a trial is no more than not asking again.
+
+Every hand-out of an order to the workers is a *lease* with a new number. What arrives under an old number
+(a worker that was given up for dead, a trial that was taken back) is ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import threading
+from typing import Literal
+
+from trainables.order import Failure, Order, Report
+
+
+class Mailbox:
+    """One gang's mailbox.
+
+    Args:
+        max_failures: how often the workers may die under one trial before it counts as failed.
+    """
+
+    def __init__(self, max_failures: int):
+        self._max_failures = max_failures
+        self._changed = threading.Condition()
+        self._order: Order | None = None
+        # Not from 0: a worker that outlived its owner must not hold a lease of the next owner's.
+        self._lease = secrets.randbits(48)
+        self._handed_out = False
+        self._hand_outs = 0
+        self._allowed_epoch = 0
+        self._reports: dict[int, Report] = {}
+        self._failure: Failure | None = None
+        self._suspicion = ""
+        self._taken_back: set[str] = set()
+        self._closed = False
+
+    # The trial's side.
+
+    def await_report(self, order: Order, epoch: int, timeout_s: float) -> Report | Failure | None:
+        """Let the gang run `order` up to `epoch` and wait for that epoch's report.
+
+        Idempotent: asking again after a lost answer, from a restarted trial or of a restarted owner, gives
+        the same report, or starts the order anew from the checkpoint that it names.
+
+        Returns:
+            The report, the failure that ended the trial, or None after `timeout_s`: ask again.
+        """
+        with self._changed:
+            if order.run_id not in self._taken_back:  # else a trial given up for lost would oust its heir
+                if self._order is None or self._order.run_id != order.run_id:
+                    self._begin(order)
+                self._allowed_epoch = max(self._allowed_epoch, epoch)
+                self._changed.notify_all()
+            self._changed.wait_for(lambda: self._answer(order, epoch) is not None, timeout_s)
+            return self._answer(order, epoch)
+
+    def take_back(self, run_id: str) -> None:
+        """Stop `run_id` where it stands, if the gang is still at it."""
+        with self._changed:
+            self._taken_back.add(run_id)
+            if self._order is not None and self._order.run_id == run_id:
+                self._order = None
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Send the workers home as soon as they ask."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _answer(self, order: Order, epoch: int) -> Report | Failure | None:
+        if order.run_id in self._taken_back:
+            return Failure(state="failed", reason="it was taken back from this gang")
+        if self._order is None or self._order.run_id != order.run_id:
+            return None
+        return self._reports.get(epoch, self._failure)
+
+    def _begin(self, order: Order) -> None:
+        self._order = order
+        self._lease += 1  # from here on the workers' old lease is void
+        self._handed_out = False
+        self._hand_outs = 0
+        self._allowed_epoch = order.epoch
+        self._reports = {}
+        self._failure = None
+        self._suspicion = ""
+
+    # The workers' side.
+
+    def next_order(self, lease: int | None, timeout_s: float) -> tuple[int, Order] | Literal["close"] | None:
+        """The order to run next, with its lease; "close" to go home; None: ask again.
+
+        Workers that are new (`lease` is None) while an order is out replace dead ones: they get the same
+        order, to go on from its last report.
+        """
+        with self._changed:
+            if lease is None and self._handed_out:
+                self._handed_out = False
+            self._changed.wait_for(lambda: self._closed or self._has_work(), timeout_s)
+            if self._closed:
+                return "close"
+            if not self._has_work():
+                return None
+            return self._hand_out()
+
+    def push(self, lease: int, report: Report) -> None:
+        """Take the report of an epoch; a stale lease's is dropped."""
+        with self._changed:
+            if self._current(lease):
+                self._reports[report.epoch] = report
+                self._changed.notify_all()
+
+    def may_go_on(self, lease: int, epoch: int, timeout_s: float) -> bool | None:
+        """Whether to train on after `epoch`; None: nobody has decided yet, ask again."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closed or not self._current(lease) or self._allowed_epoch > epoch, timeout_s
+            )
+            if self._closed or not self._current(lease):
+                return False
+            return True if self._allowed_epoch > epoch else None
+
+    def fail(self, lease: int, failure: Failure) -> None:
+        """Take note that the trial ended badly; the first word counts."""
+        with self._changed:
+            if self._current(lease) and self._failure is None:
+                self._failure = failure
+                self._changed.notify_all()
+
+    def suspect(self, lease: int, reason: str) -> None:
+        """Take note of what the workers broke off with, no fault of the trial's as it seems.
+
+        Where they do so again and again, the last such reason explains why the trial counts as failed.
+        """
+        with self._changed:
+            if self._current(lease):
+                self._suspicion = reason
+
+    def _current(self, lease: int) -> bool:
+        return self._order is not None and lease == self._lease
+
+    def _has_work(self) -> bool:
+        return (
+            self._order is not None
+            and not self._handed_out
+            and self._failure is None
+            and self._last_epoch(self._order) < self._order.max_epochs
+        )
+
+    def _last_epoch(self, order: Order) -> int:
+        return max(self._reports, default=order.epoch)
+
+    def _hand_out(self) -> tuple[int, Order] | None:
+        assert self._order is not None
+        if self._hand_outs > self._max_failures:
+            self._failure = Failure(
+                state="failed",
+                reason=f"its workers died {self._hand_outs} times, "
+                f"training.max_failures allows {self._max_failures}"
+                + (f"; at last: {self._suspicion}" if self._suspicion else ""),
+            )
+            self._changed.notify_all()
+            return None
+        self._handed_out = True
+        self._hand_outs += 1
+        self._lease += 1
+        return self._lease, dataclasses.replace(
+            self._order,
+            epoch=self._last_epoch(self._order),
+            attempt=self._order.attempt + self._hand_outs - 1,
+        )

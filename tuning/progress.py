@@ -1,0 +1,240 @@
+"""What a person sees while an experiment runs: a live panel in a terminal, plain lines elsewhere.
+
+Follows the events and nothing else; time comes from the `clock` passed in, output goes to the `console`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from tuning.events import FINAL_STATES, Event, TrialEnded, TrialStarted
+from tuning.ledger import WENT_WRONG, Ledger, Row
+from tuning.render import STATE_STYLE, about, config_text, duration, number, state_counts
+from tuning.schema import figure_column
+
+if TYPE_CHECKING:
+    from tuning.experiment import Experiment
+
+#: Running trials that the panel has room for.
+SHOWN = 8
+#: Seconds between two drawings of the panel.
+REDRAW_S = 0.25
+
+
+class Progress:
+    """Shows trials by state, the best so far, the time left, and a line for each trial that ends.
+
+    Args:
+        experiment: what runs; where its folder has tables, the display goes on from them.
+        console: where to; a terminal gets the panel, anything else plain lines.
+        clock: seconds that only grow.
+        heartbeat_s: without a terminal, at most one line of summary in this time.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        *,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        heartbeat_s: float = 30.0,
+    ):
+        self._experiment = experiment
+        self._objective = figure_column(experiment.objectives[0].metric)
+        self._console = console or Console()
+        self._terminal = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._clock, self._heartbeat_s = clock, heartbeat_s
+        self._ledger = Ledger(experiment)
+        self._ledger.take_up(experiment.folder)
+        for row in self._ledger.trials.values():
+            if row["state"] == "running":  # before the interruption; it runs again when it is started again
+                row["state"] = "paused"
+        self._best: Row | None = self._ledger.best()
+        self._start: float | None = None  # set at the first sign of life: data is prepared before
+        self._last_heartbeat = -float("inf")
+        self._last_drawn = -float("inf")
+        self._since: dict[str, float] = {}
+        self._durations: list[float] = []
+        self._gangs = 1
+        self._live: Live | None = None
+        self._closed = False
+
+    def handle(self, event: Event) -> None:
+        """Take the event in; print a line if a trial ended."""
+        self._begin()
+        before = self._best["trial_id"] if self._best else None
+        self._ledger.apply(event)
+        if not isinstance(
+            event, TrialStarted
+        ):  # a start changes no figure, and the search is over all trials
+            self._best = self._ledger.best()
+        if isinstance(event, TrialStarted):
+            self._since[event.trial_id] = self._clock()
+            self._gangs = max(self._gangs, len(self._since))
+        elif isinstance(event, TrialEnded):
+            took = self._clock() - self._since.pop(event.trial_id, self._clock())
+            if event.state in FINAL_STATES:
+                self._durations.append(took)
+                self._show(self._ended_line(self._ledger.trials[event.trial_id], took))
+        elif self._best and self._best["trial_id"] not in (before, None) and not self._terminal:
+            self._show(self._best_line(self._best))
+        self.tick()
+
+    def tick(self) -> None:
+        """Redraw the panel, or print a summary line where there is no terminal, if it is time."""
+        if self._closed:
+            return
+        self._begin()
+        now = self._clock()
+        if not self._terminal:
+            if now - self._last_heartbeat >= self._heartbeat_s:
+                self._last_heartbeat = now
+                self._show(self._summary_line())
+        elif now - self._last_drawn >= REDRAW_S:
+            self._last_drawn = now
+            if self._live is None:
+                # Drawn by `tick` alone: a thread of rich's own would read rows while they change.
+                self._live = Live(console=self._console, auto_refresh=False, transient=True)
+                self._live.start()
+            self._live.update(self.panel(), refresh=True)
+
+    def close(self) -> None:
+        """Take the panel away and leave one line of summary."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._live is not None:
+            self._live.stop()
+        if self._start is not None:
+            self._show(self._summary_line())
+
+    def time_left(self) -> float | None:
+        """Seconds until the budget is used up, estimated; None while nothing is known."""
+        budget, now = self._experiment.budget, self._clock()
+        estimates = []
+        if budget.time_s is not None:
+            estimates.append(budget.time_s - self._elapsed())
+        if budget.trials is not None and self._durations:
+            left = budget.trials - self._finished()
+            spent = sum(now - since for since in self._since.values())
+            estimates.append((left * fmean(self._durations) - spent) / self._gangs)
+        return max(0.0, min(estimates)) if estimates else None
+
+    def panel(self) -> RenderableType:
+        """The panel as of now."""
+        budget, finished = self._experiment.budget, self._finished()
+        counts = Table.grid(padding=(0, 2))
+        if budget.trials is not None:
+            counts.add_row(
+                ProgressBar(total=budget.trials, completed=finished, width=24),
+                Text(f"{finished} of {budget.trials} trials done", style="bold"),
+                self._states(),
+            )
+        else:
+            counts.add_row(Text(f"{finished} trials done", style="bold"), self._states())
+        parts: list[RenderableType] = [counts, Text()]
+        if self._best:
+            best = Text.assemble(("best  ", "bold green"), *self._figure(self._best))
+            parts += [best, Text(f"      {config_text(self._best)}", style="dim")]
+        else:
+            parts.append(Text(f"best  no {self._objective} yet", style="dim"))
+        if self._since:
+            parts += [Text(), self._running()]
+        times = f"{duration(self._elapsed())} elapsed"
+        left = self.time_left()
+        times += f" · about {about(left)} left" if left is not None else ""
+        return Panel(
+            Group(*parts),
+            title=Text(f" {self._experiment.name} ", style="bold"),
+            title_align="left",
+            subtitle=Text(f" {times} "),
+            subtitle_align="right",
+            border_style="cyan",
+            padding=(0, 1),
+        )
+
+    def _begin(self) -> None:
+        if self._start is None:
+            self._start = self._last_heartbeat = self._clock()
+
+    def _elapsed(self) -> float:
+        return 0.0 if self._start is None else self._clock() - self._start
+
+    def _finished(self) -> int:
+        return sum(row["state"] in FINAL_STATES for row in self._ledger.trials.values())
+
+    def _states(self) -> Text:
+        return state_counts(row["state"] for row in self._ledger.trials.values())
+
+    def _running(self) -> Table:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="cyan")
+        most = self._experiment.scheduler.max_epochs
+        for trial_id, since in list(self._since.items())[:SHOWN]:
+            row = self._ledger.trials[trial_id]
+            value = row.get(self._objective)
+            table.add_row(
+                trial_id,
+                f"epoch {row['epochs']}/{most}",
+                f"{self._objective} {number(value)}",
+                duration(self._clock() - since),
+                Text(config_text(row), style="dim", overflow="ellipsis", no_wrap=True),
+            )
+        if len(self._since) > SHOWN:
+            table.add_row("", f"and {len(self._since) - SHOWN} more")
+        return table
+
+    def _figure(self, row: Row) -> list[str | tuple[str, str]]:
+        parts: list[str | tuple[str, str]] = [
+            (f"{self._objective} {number(row.get(self._objective))}", "bold"),
+            f"  trial {row['trial_id']}, epoch {row.get('best_epoch')}",
+        ]
+        if self._ledger.violation(row):
+            parts.append(("  outside the constraints", "yellow"))
+        return parts
+
+    def _ended_line(self, row: Row, took: float) -> Text:
+        state = row["state"]
+        sign = "✓" if state == "completed" else "✗" if state in WENT_WRONG else "·"
+        line = Text.assemble(
+            (f"{duration(self._elapsed()):>7}  ", "dim"),
+            (f"{sign} {row['trial_id']} {state.replace('_', ' '):<9}", STATE_STYLE[state]),
+            f"  {self._objective} {number(row.get(self._objective)):<7}",
+            f"  {row['epochs']} epoch{'s' if row['epochs'] != 1 else ' '}",
+            f"  {duration(took):>6}",
+        )
+        if self._best is row:
+            line.append("  ★ best so far", style="bold green")
+        if state != "completed":
+            line.append(f"  ({row['reason']})", style="red" if state in WENT_WRONG else "dim")
+        # Last, as a terminal cuts the line where it is full.
+        return line.append(f"  {config_text(row)}", style="dim")
+
+    def _best_line(self, row: Row) -> Text:
+        stamp = f"{duration(self._elapsed()):>7}  "
+        return Text.assemble(stamp, "★ best so far: ", *self._figure(row))
+
+    def _summary_line(self) -> Text:
+        finished, trials = self._finished(), self._experiment.budget.trials
+        done = f"{finished} of {trials} trials done" if trials is not None else f"{finished} trials done"
+        line = Text(f"{duration(self._elapsed()):>7}  {done} ({self._states().plain})")
+        if self._best:
+            line.append("; best ").append_text(Text.assemble(*self._figure(self._best)))
+        left = None if self._closed else self.time_left()
+        return line.append(f"; about {about(left)} left" if left is not None else "")
+
+    def _show(self, line: Text) -> None:
+        if self._terminal:
+            self._console.print(line, highlight=False, no_wrap=True, overflow="ellipsis")
+        else:  # in a file every event stays on one line, however long: people grep it
+            self._console.print(line, highlight=False, soft_wrap=True)

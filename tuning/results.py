@@ -1,0 +1,218 @@
+"""The tables of an experiment: written as it happens, read back with the same dtypes, best trial picked.
+
+Columns are defined in `tuning/schema.py`, rows made in `tuning/ledger.py`. Nothing here decides what runs.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import pandas as pd
+import yaml
+
+from search_spaces.space import nearest
+from tuning.events import FINAL_STATES, Event, TrialState
+from tuning.ledger import WENT_WRONG, Ledger
+from tuning.schema import BETTER, figure_column
+from tuning.storage import UnreadableResults, find_folder, read_table, write_table
+
+if TYPE_CHECKING:
+    from tuning.experiment import Experiment
+
+#: Writing the tables takes at most about one part in this many of a run's time.
+WRITE_SPACING = 20
+
+
+class ResultsWriter:
+    """Keeps `trials.parquet` and `epochs.parquet` of an experiment up to date; a listener of its events.
+
+    Both tables are kept in memory and rewritten whole, aside and then renamed, so that a reader or a killed
+    run never has half a table. After a write that took d seconds the next one waits 20 d. Tables that exist
+    already are continued.
+    """
+
+    def __init__(self, experiment: Experiment, *, clock: Callable[[], float] = time.monotonic):
+        self._folder = experiment.folder
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self.ledger = Ledger(experiment)
+        self.ledger.take_up(self._folder)
+        self._clock = clock
+        self._dirty = False
+        self.write()
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """The table of trials as of now, on disk or not yet."""
+        return self.ledger.trials_table()
+
+    @property
+    def epochs(self) -> pd.DataFrame:
+        """The table of epochs as of now."""
+        return self.ledger.epochs_table()
+
+    @property
+    def saved(self) -> bool:
+        """Whether the tables on disk hold everything that was told."""
+        return not self._dirty
+
+    def handle(self, event: Event) -> None:
+        """Take the event into the tables, and write them if that is due."""
+        self.ledger.apply(event)
+        self._dirty = True
+        self.tick()
+
+    def tick(self) -> None:
+        """Write the tables if they have changed and a write is due."""
+        if self._dirty and self._clock() >= self._next_write:
+            self.write()
+
+    def close(self) -> None:
+        """Write what is not written yet."""
+        if self._dirty:
+            self.write()
+
+    def write(self) -> None:
+        """Rewrite both tables now."""
+        begin = self._clock()
+        # Epochs first: after a kill in between, `trials` is behind, and is worked out from them again.
+        write_table(self.epochs, self._folder / "epochs.parquet")
+        write_table(self.trials, self._folder / "trials.parquet")
+        end = self._clock()
+        self._dirty = False
+        self._next_write = end + WRITE_SPACING * (end - begin)
+
+
+@dataclass(frozen=True)
+class Results:
+    """The tables of one experiment as they were when read."""
+
+    folder: Path
+    """The experiment's folder."""
+    trials: pd.DataFrame
+    """One row per trial, in the order in which they started."""
+    epochs: pd.DataFrame
+    """One row per trial and epoch."""
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+        return self.folder.name
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """The experiment as it was run, from its resolved file; its trainable is not imported."""
+        from tuning.experiment import Experiment  # heavy, and tables are often all that is wanted
+
+        path = self.folder / "experiment.yaml"
+        try:
+            return Experiment.from_dict(yaml.safe_load(path.read_text()))
+        except (OSError, yaml.YAMLError, TypeError) as error:
+            raise UnreadableResults(f"{path} is not a readable experiment: {error}") from error
+
+    def feasible(self) -> pd.Series:
+        """For each trial, whether it meets every constraint; one without the constrained figure does not."""
+        return self._violation() == 0
+
+    def best(self, metric: str | None = None, *, mode: Literal["min", "max"] | None = None) -> pd.Series:
+        """The row of the best trial.
+
+        Trials that meet every constraint come first; if none does, the one that violates them least (by the
+        sum of relative excesses) is returned. Trials that diverged or failed are left out.
+
+        Args:
+            metric: a figure in `trials`; default: the experiment's first objective.
+            mode: which direction is good; needed only where neither an objective nor the schema says it.
+
+        Raises:
+            ValueError: no trial has the figure, there is no such figure, or its direction is not known.
+        """
+        objectives = {figure_column(each.metric): each.mode for each in self.experiment.objectives}
+        figures = [str(name) for name in self.trials.select_dtypes("number")]
+        if metric is None:
+            column = next(iter(objectives))
+        else:
+            column = metric if metric in figures else figure_column(metric)
+        if column not in figures:
+            raise ValueError(f"{column!r} is not a figure of {self.name!r}{nearest(column, figures)}")
+        direction = mode or objectives.get(column) or BETTER.get(column)
+        if direction not in ("min", "max"):
+            raise ValueError(f"is a small or a large {metric!r} better? Say mode='min' or mode='max'")
+        usable = self._usable(column)
+        if not usable.any():
+            states = ", ".join(
+                f"{count} {state}" for state, count in self.trials["state"].value_counts().items()
+            )
+            raise ValueError(
+                f"no trial of {self.name!r} has a {column} to compare (trials: {states or 'none'})"
+            )
+        return self._ranked(column, direction).iloc[0]
+
+    def ranked(self) -> pd.DataFrame:
+        """All trials, the best first as `best` sees it; last those that went wrong or have no figure."""
+        objective = self.experiment.objectives[0]
+        return self._ranked(figure_column(objective.metric), objective.mode)
+
+    def _ranked(self, column: str, direction: str) -> pd.DataFrame:
+        figure = self.trials[column].astype(float) * (1 if direction == "min" else -1)
+        order = pd.DataFrame(
+            {"useless": ~self._usable(column), "violation": self._violation(), "figure": figure}
+        )
+        return self.trials.loc[order.sort_values([*order], kind="stable").index]
+
+    def _usable(self, column: str) -> pd.Series:
+        return self.trials[column].astype(float).map(math.isfinite) & ~self.trials["state"].isin(WENT_WRONG)
+
+    def _violation(self) -> pd.Series:
+        total = pd.Series(0.0, index=self.trials.index)
+        for constraint in self.experiment.constraints:
+            column = figure_column(constraint.metric)
+            value = self.trials[column].astype(float) if column in self.trials else total * float("nan")
+            total += value.map(constraint.excess, na_action="ignore").clip(lower=0).fillna(float("inf"))
+        return total
+
+
+def load(name_or_folder: str | Path, storage: str | Path = "captune-results") -> Results:
+    """The tables of an experiment, by its name in `storage` or by its folder.
+
+    Raises:
+        UnknownExperiment: there is none; names the nearest.
+        UnreadableResults: a table is damaged or not one.
+    """
+    folder = find_folder(name_or_folder, storage)
+    tables = [folder / f"{name}.parquet" for name in ("trials", "epochs")]
+    for table in tables:
+        if not table.exists():
+            raise UnreadableResults(f"{table} does not exist: the run ended before it had written its tables")
+    trials, epochs = map(read_table, tables)
+    return Results(folder, trials, epochs)
+
+
+def check_tables(trials: pd.DataFrame, epochs: pd.DataFrame) -> list[str]:
+    """What is wrong with the tables, one line each: the invariants that every run must leave intact."""
+    problems = [
+        f"trial {name} is there twice" for name in trials["trial_id"][trials["trial_id"].duplicated()]
+    ]
+    known = set(get_args(TrialState))
+    strange = trials[~trials["state"].isin(known)]
+    problems += [f"trial {row.trial_id} has state {row.state!r}" for row in strange.itertuples()]
+    done: dict[str, list[int]] = {}
+    for name, epoch in zip(epochs["trial_id"], epochs["epoch"], strict=True):
+        done.setdefault(name, []).append(int(epoch))
+    problems += [
+        f"epochs of a trial {name} that is not in trials" for name in set(done) - set(trials["trial_id"])
+    ]
+    for row in trials.to_dict("records"):
+        found = done.get(row["trial_id"], [])
+        if found != list(range(1, row["epochs"] + 1)):
+            problems.append(f"trial {row['trial_id']} says {row['epochs']} epochs, its epochs are {found}")
+        if not pd.isna(row["best_epoch"]) and row["best_epoch"] not in found:
+            problems.append(f"trial {row['trial_id']} has best epoch {row['best_epoch']}, which it never ran")
+        if pd.isna(row["finished_at"]) == (row["state"] in FINAL_STATES):
+            problems.append(f"trial {row['trial_id']} is {row['state']}, finished at {row['finished_at']}")
+    return problems

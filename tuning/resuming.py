@@ -1,0 +1,75 @@
+"""What a resumed run takes over from an earlier one: the experiment as it was, and what its tables say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tuning.experiment import Experiment, ExperimentError
+from tuning.ledger import Ledger
+from tuning.schema import figure_column
+from tuning.storage import UnreadableResults
+
+#: What decides how long and on what a run works, not what its figures mean.
+MAY_CHANGE = frozenset({"budget", "storage", "training"})
+#: The exception within these sections: its figures differ.
+MUST_STAY = frozenset({"training.precision"})
+
+
+def refuse_changes(experiment: Experiment, folder: Path) -> None:
+    """Refuse to go on in `folder` with another experiment than the one whose results lie there.
+
+    Raises:
+        ExperimentError: names every changed key with both values.
+        UnreadableResults: there are results, but not the experiment that they are of.
+    """
+    if not (folder / "trials.parquet").exists():
+        return
+    path = folder / "experiment.yaml"
+    try:
+        before = dict(_leaves(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UnreadableResults(f"{path} cannot be read, so nothing tells what to resume: {error}") from error
+    now = dict(_leaves(yaml.safe_load(yaml.safe_dump(experiment.to_dict()))))
+    problems = [
+        f"{key}: is {_text(now, key)}, but the results in {folder} are of {_text(before, key)}; "
+        "put it back, or give the experiment another name"
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key) and (key in MUST_STAY or key.split(".")[0] not in MAY_CHANGE)
+    ]
+    if problems:
+        raise ExperimentError(problems)
+
+
+def history(ledger: Ledger, objective: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Trials and epochs as `Search.replay` wants them: in the order in which things happened."""
+    trials = [{"trial_id": row["trial_id"], "state": row["state"]} for row in ledger.trials.values()]
+    column = figure_column(objective)
+    epochs = [
+        {
+            "trial_id": row["trial_id"],
+            "epoch": row["epoch"],
+            "attempt": row["attempt"],
+            "metrics": {objective: row[column]} if column in row else {},
+        }
+        for row in sorted(
+            (row for done in ledger.epochs.values() for row in done.values()), key=lambda row: row["at"]
+        )
+    ]
+    return trials, epochs
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """`a.b` and its value for everything in nested mappings; a list is one value."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, tree
+
+
+def _text(leaves: Mapping[str, Any], key: str) -> str:
+    return repr(leaves[key]) if key in leaves else "not there"

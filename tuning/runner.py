@@ -1,0 +1,266 @@
+"""Run an experiment: prepare data, start gangs, let Ray Tune drive the search, leave the tables behind.
+
+This is the only place that builds a `tune.Tuner`. What a run decides is in `search.py`, what it writes in
+`results.py`; here things are put together, taken apart again, and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from trainables.order import Order
+from trainables.trial import resolve_trainable
+from tuning.budget import BudgetGuard
+from tuning.checkpoints import CheckpointKeeper
+from tuning.events import Listener
+from tuning.experiment import Experiment, ExperimentError
+from tuning.results import Results, ResultsWriter, load
+from tuning.resuming import history, refuse_changes
+from tuning.search import Run, Search
+from tuning.searcher import Searcher
+from tuning.storage import write_description
+
+TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our tables replace them; they dominate Tune's loop
+    "TUNE_GLOBAL_CHECKPOINT_S": "100000",  # Tune's snapshots are never read
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the run here, not in Tune
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+SHOWN_LINES = 8  # of the trainable's report on its data; all of it is in data_report.txt
+
+
+class ExperimentExists(ExperimentError):
+    """The experiment's folder holds results already and resuming was not asked for."""
+
+
+class ExperimentBusy(ExperimentError):
+    """Another process is running this experiment."""
+
+
+class ExportFailed(RuntimeError):
+    """The best trial could not be turned into what ships; resuming the run tries again."""
+
+
+def run(
+    experiment: Experiment,
+    *,
+    resume: bool = False,
+    listeners: Sequence[Listener] = (),
+    say: Callable[[str], None] = lambda line: None,
+) -> Results:
+    """Run `experiment` to the end of its budget and return its results.
+
+    Args:
+        experiment: a validated experiment.
+        resume: go on where an interrupted run of the same experiment stopped; finished trials stay.
+        listeners: told of every event beside the tables, a progress display for instance.
+        say: told, line by line, what there is to know about the data before the trials begin.
+
+    Raises:
+        ExperimentExists: there are results and `resume` is False.
+        ExportFailed: all is done and in the tables, but `best/` could not be made.
+        ExperimentBusy: another process is at it.
+        ExperimentError: the cluster cannot hold one gang, or the experiment to resume was another.
+        trainables.trial.SettingsError: the data cannot be used.
+        KeyboardInterrupt: after everything that was started is taken down; `resume` goes on from there.
+    """
+    folder = experiment.folder.absolute()
+    with _sole_user_of(folder, resume), ExitStack() as stack:
+        refuse_changes(experiment, folder)
+        cluster_resources = stack.enter_context(_connect()())
+        plan = experiment.plan_resources(cluster_resources)
+        _prepare_data(experiment, folder, say)
+        write_description(experiment, command=sys.argv)
+        writer = ResultsWriter(experiment)
+        everyone: list[Listener] = [writer, CheckpointKeeper(folder, writer), *listeners]
+        search = Search(
+            experiment,
+            searcher=_open_searcher(experiment, folder),
+            budget=BudgetGuard(trials=experiment.budget.trials, time_s=experiment.budget.time_s),
+            listeners=everyone,
+        )
+        for listener in reversed(everyone):  # a stack closes the last first
+            stack.callback(listener.close)
+        stack.callback(search.interrupt)  # changes nothing after a run that went through
+        if resume:
+            search.replay(*history(writer.ledger, experiment.objectives[0].metric))
+        with _scratch_folder(folder) as scratch, _sigterm_as_ctrl_c():
+            _drive(experiment, search, plan, folder, scratch)
+    results = load(folder)
+    _export_best(experiment, results)
+    return results
+
+
+def _drive(experiment: Experiment, search: Search, plan: Any, folder: Path, scratch: Path) -> None:
+    """Let Ray Tune run the search until it is finished."""
+    os.environ.update(TUNE_ENVIRONMENT)  # Tune reads them when it is imported and when it starts
+    from ray import tune
+    from ray.tune.error import TuneError
+
+    from tuning.gangs import Gangs
+    from tuning.tune_adapter import Ticker, TrialActor, TuneScheduler, TuneSearcher
+
+    if search.finished:
+        return
+    with Gangs(
+        plan, experiment=experiment.name, max_failures=experiment.training.max_failures, scratch=str(scratch)
+    ) as gangs:
+        scheduler = TuneScheduler(search, gangs)
+        tuner = tune.Tuner(
+            TrialActor,
+            tune_config=tune.TuneConfig(
+                search_alg=TuneSearcher(search, gangs, _order_maker(experiment, folder)),
+                scheduler=scheduler,
+                num_samples=-1,  # the search says when it is finished
+                reuse_actors=True,
+                trial_name_creator=lambda trial: f"{experiment.name}-{trial.config['order'].trial_id}",
+                trial_dirname_creator=lambda trial: trial.config["order"].run_id,
+            ),
+            run_config=tune.RunConfig(
+                name="tune", storage_path=str(scratch), callbacks=[Ticker(search)], verbose=0
+            ),
+        )
+        try:
+            tuner.fit()
+        except TuneError as error:
+            raise scheduler.error or error from error
+
+
+def _order_maker(experiment: Experiment, folder: Path) -> Callable[[Run], Order]:
+    """What turns a run of the search into an order for a gang."""
+    max_epochs = experiment.scheduler.max_epochs
+
+    def order_for(run: Run) -> Order:
+        return Order(
+            run_id=f"{run.trial_id}-{uuid.uuid4().hex[:8]}",
+            trial_id=run.trial_id,
+            trainable=experiment.trainable,
+            config={**experiment.model, **run.config},
+            data=experiment.data,
+            # Trial 7 is the same trial whichever gang runs it and whatever ran before.
+            seed=experiment.search.seed * 1_000_003 + int(run.trial_id),
+            precision=experiment.training.precision,
+            max_epochs=max_epochs,
+            full_epochs=experiment.scheduler.full_epochs(),
+            folder=str(folder / "checkpoints" / run.trial_id),
+            epoch=run.epoch,
+            attempt=run.attempt,
+        )
+
+    return order_for
+
+
+@contextlib.contextmanager
+def _sole_user_of(folder: Path, resume: bool) -> Iterator[None]:
+    """Hold the experiment's lock; refuse a folder in use, or one with results unless resuming."""
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise ExperimentBusy([f"{folder}: another process is running this experiment"]) from None
+    except OSError as error:
+        raise ExperimentError([f"storage: cannot write into {folder}: {error.strerror or error}"]) from error
+    try:
+        if (folder / "trials.parquet").exists() and not resume:
+            raise ExperimentExists(
+                [f"{folder} has results already: go on with --resume, or give the experiment another name"]
+            )
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """A service manager's polite end is taken as politely as a person's; Ray's own handler just dies."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _scratch_folder(folder: Path) -> Iterator[Path]:
+    """Room for Ray's own records, which nobody reads afterwards."""
+    scratch = folder / ".ray"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _connect() -> Callable[..., Any]:
+    """`cluster.connect.connect`, found by name: this package does not depend on where it runs."""
+    (entry_point,) = entry_points(group="captune.cluster", name="connect")
+    return entry_point.load()
+
+
+def _prepare_data(experiment: Experiment, folder: Path, say: Callable[[str], None]) -> None:
+    """Let the trainable prepare its data; what it has to say is shown in short and kept in full."""
+    prepare = getattr(resolve_trainable(experiment.trainable), "prepare", None)
+    if prepare is None:
+        return
+    report = prepare(experiment.data, experiment.model, progress=sys.stderr.isatty()) or []
+    (folder / "data_report.txt").write_text("".join(f"{line}\n" for line in report), encoding="utf-8")
+    for line in report[:SHOWN_LINES]:
+        say(line)
+    if len(report) > SHOWN_LINES:
+        say(f"… and {len(report) - SHOWN_LINES} more lines in {folder / 'data_report.txt'}")
+
+
+def _open_searcher(experiment: Experiment, folder: Path) -> Searcher:
+    return Searcher(
+        path=folder / "study.journal",
+        name=experiment.name,
+        space=experiment.space,
+        mode=experiment.objectives[0].mode,
+        algorithm=experiment.search.algorithm,
+        seed=experiment.search.seed,
+        startup_trials=experiment.search.startup_trials,
+    )
+
+
+def _export_best(experiment: Experiment, results: Results) -> None:
+    """Put what the best trial would ship into `best/`; nothing where no trial has a figure."""
+    try:
+        best = results.best()
+    except ValueError:
+        return
+    aside = results.folder / ".best"
+    export = getattr(resolve_trainable(experiment.trainable), "export", shutil.copytree)
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        export(results.folder / best["checkpoint"], aside)
+        shutil.rmtree(results.folder / "best", ignore_errors=True)
+        aside.rename(results.folder / "best")
+    except Exception as error:  # code of the trainable, after hours of work: nothing of that may get lost
+        raise ExportFailed(
+            f"the run is done, but its best trial {best['trial_id']} could not be exported: "
+            f"{type(error).__name__}: {error}"
+        ) from error

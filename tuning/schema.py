@@ -1,0 +1,156 @@
+"""The columns of the results tables, defined once: name, pandas dtype, meaning.
+
+Writer, reader and README all take them from here. What is in the rows is `tuning/results.py`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+
+from search_spaces.space import Domain, Space
+
+STRING, INT, FLOAT, BOOL, TIME = "string", "Int64", "Float64", "boolean", "datetime64[us, UTC]"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. All dtypes are nullable: what does not apply or is not known yet is NA."""
+
+    name: str
+    dtype: str
+    meaning: str
+    better: Literal["min", "max"] | None = None
+    """For a figure that trials can be ranked by: which direction is good."""
+
+
+#: Left of the searched hyperparameters (`config/NAME`) and the figures.
+TRIAL_HEAD = (
+    Column("trial_id", STRING, "name of the trial, the same in every table"),
+    Column("state", STRING, "running, paused, completed, stopped, diverged, failed or out_of_memory"),
+    Column("reason", STRING, "one line on why the trial is in this state"),
+    Column("epochs", INT, "epochs done"),
+    Column("rung", INT, "highest rung at which the scheduler compared the trial; 0 is the lowest"),
+)
+
+#: Figures of the trainable. In `trials` they are those of the best fully evaluated epoch.
+FIGURES = (
+    Column("cider", FLOAT, "CIDEr-D of generated captions, 0 to 10", "max"),
+    Column("bleu4", FLOAT, "BLEU-4 of generated captions, 0 to 1", "max"),
+    Column("rouge_l", FLOAT, "ROUGE-L of generated captions, 0 to 1", "max"),
+    Column("val_loss", FLOAT, "mean negative log-likelihood per validation token, nats", "min"),
+    Column("token_accuracy", FLOAT, "share of validation tokens predicted right, 0 to 1", "max"),
+    Column("train_loss", FLOAT, "mean loss per training token, nats", "min"),
+)
+
+#: Right of the figures.
+TRIAL_TAIL = (
+    Column("best_epoch", INT, "fully evaluated epoch with the best first objective; the figures are its"),
+    Column("params", INT, "parameters of the model as it ships", "min"),
+    Column("size_mb", FLOAT, "size of the saved weights as they ship, 10^6 bytes", "min"),
+    Column("macs", INT, "multiply-accumulate operations to caption one image", "min"),
+    Column("latency_ms", FLOAT, "median time to caption one image, greedy, one thread, milliseconds", "min"),
+    Column("worker_s", FLOAT, "seconds that workers spent on the trial, summed over workers", "min"),
+    Column("started_at", TIME, "when the trial first started"),
+    Column("finished_at", TIME, "when it reached its final state"),
+    Column("gang", STRING, "gang that ran its last epoch"),
+    Column("node", STRING, "machine that ran its last epoch"),
+    Column("checkpoint", STRING, "folder of the best epoch's checkpoint, relative to the experiment's"),
+    Column("error", STRING, "traceback of a trial that failed"),
+    Column("restarts", INT, "times that a worker of the trial had to be replaced"),
+)
+
+EPOCH_HEAD = (
+    Column("trial_id", STRING, "the trial"),
+    Column("epoch", INT, "epochs done, from 1"),
+    Column("attempt", INT, "1, and one more for each worker replaced before this epoch"),
+    Column("rung", INT, "rung at which the scheduler compared the trial here"),
+    Column("gang", STRING, "gang that ran the epoch"),
+)
+
+#: Figures of how an epoch went; they say nothing about the model and so are not in `trials`.
+COSTS = (
+    Column("learning_rate", FLOAT, "learning rate at the end of the epoch"),
+    Column("grad_norm", FLOAT, "mean global norm of the gradient before clipping"),
+    Column("images_per_s", FLOAT, "training image-caption pairs per second over all workers"),
+    Column("seconds", FLOAT, "duration of the epoch with its evaluation and checkpoint"),
+    Column("worker_s", FLOAT, "seconds of work, summed over workers"),
+    Column("data_wait_s", FLOAT, "seconds that training waited for data"),
+    Column("peak_memory_mb", FLOAT, "largest memory of the first worker, 10^6 bytes"),
+)
+
+EPOCH_TAIL = (
+    Column("checkpoint", STRING, "folder of the epoch's checkpoint, relative to the experiment's"),
+    Column("at", TIME, "when the epoch was reported"),
+)
+
+_ALL = (*TRIAL_HEAD, *TRIAL_TAIL, *EPOCH_HEAD, *EPOCH_TAIL, *FIGURES, *COSTS)
+
+#: Which direction is good, by name, where it is known.
+BETTER = {column.name: column.better for column in _ALL if column.better}
+
+COST_NAMES = frozenset(column.name for column in COSTS)
+
+#: Columns of `epochs` that are no figures.
+EPOCH_STRUCTURE = frozenset(column.name for column in (*EPOCH_HEAD, *EPOCH_TAIL))
+_TAKEN = {column.name for column in (*TRIAL_HEAD, *TRIAL_TAIL, *EPOCH_HEAD, *EPOCH_TAIL)}
+_TAKEN -= {"params", "size_mb", "macs", "latency_ms", "worker_s"}  # reported like any other figure
+
+
+def figure_column(metric: str) -> str:
+    """Column of a reported figure: its own name, or `metric/NAME` where a column of that name exists."""
+    return f"metric/{metric}" if metric in _TAKEN else metric
+
+
+def searched_columns(space: Space) -> dict[str, str]:
+    """Columns `config/NAME` of a space's hyperparameters and their dtypes."""
+    return {f"config/{name}": _domain_dtype(domain) for name, domain in space.items()}
+
+
+def _domain_dtype(domain: Domain) -> str:
+    if domain.key != "choice":
+        return INT if domain.key == "int" else FLOAT
+    kinds = {type(value) for value in domain.examples() if value is not None}  # None is NA in any dtype
+    if kinds == {bool}:
+        return BOOL
+    if kinds == {int}:
+        return INT
+    return FLOAT if kinds and kinds <= {int, float} else STRING
+
+
+def trials_dtypes(searched: Mapping[str, str], figures: Iterable[str]) -> dict[str, str]:
+    """dtype by column of `trials`, in order. `figures`: columns of reported figures, objectives first."""
+    head = {column.name: column.dtype for column in TRIAL_HEAD}
+    tail = {column.name: column.dtype for column in TRIAL_TAIL}
+    middle = {name: FLOAT for name in figures if name not in tail}
+    return {**head, **searched, **middle, **tail}
+
+
+def epochs_dtypes(figures: Iterable[str]) -> dict[str, str]:
+    """dtype by column of `epochs`, in order."""
+    head = {column.name: column.dtype for column in EPOCH_HEAD}
+    tail = {column.name: column.dtype for column in (*COSTS, *EPOCH_TAIL)}
+    middle = {name: FLOAT for name in figures if name not in tail}
+    return {**head, **middle, **tail}
+
+
+def to_frame(rows: Iterable[Mapping[str, Any]], dtypes: Mapping[str, str]) -> pd.DataFrame:
+    """A table with exactly these columns and dtypes; what a row lacks is NA."""
+    rows = list(rows)
+    return pd.DataFrame(
+        {
+            name: pd.Series([_cell(row.get(name), dtype) for row in rows], dtype=dtype)
+            for name, dtype in dtypes.items()
+        }
+    )
+
+
+def _cell(value: Any, dtype: str) -> Any:
+    if value is None or value is pd.NA or value is pd.NaT or value != value:  # NaN is no figure either
+        return None
+    if dtype == INT:
+        return round(value)
+    return str(value) if dtype == STRING else value

@@ -1,0 +1,172 @@
+"""Ray Tune around a `Search`: the light trial actor, and the searcher and scheduler that Tune calls.
+
+Nothing is decided here. Tune asks for a configuration (`TuneSearcher.suggest`), gets one if a gang is free,
+starts the trial actor, which fetches one epoch's report at a time from the gang's owner, and hands each to
+`TuneScheduler`, which asks the `Search`. Tune's own retries, snapshots and result files are not used: what
+must survive is in the experiment's tables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.exceptions import RayActorError
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher as TuneSearcherBase
+
+from trainables.order import Failure, Order, Report
+from tuning.gangs import Gangs
+from tuning.search import Run, Search
+
+ASK_S = 10.0  # how long one question to a gang's owner may stay open
+PATIENCE_S = 120.0  # how long an owner may take to come back before its trial counts as lost
+
+
+class TrialActor(tune.Trainable):
+    """One trial as Tune sees it. A step is an epoch of the gang; it never imports a model."""
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """One byte: gangs hold the resources, and Tune refuses trials that ask for nothing at all."""
+        return tune.PlacementGroupFactory([{"CPU": 0.0, "memory": 1.0}])
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Take the order and the gang that `config` names."""
+        self._order: Order = config["order"]
+        self._owner = ray.get_actor(config["gang"])
+        self._epoch = self._order.epoch
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Become another trial: Tune uses the actor again (`reuse_actors`)."""
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Let the gang run one more epoch and return its report, or the failure that ended the trial."""
+        self._epoch += 1
+        return {"answer": self._ask(self._epoch)}
+
+    def _ask(self, epoch: int) -> Report | Failure:
+        patience = PATIENCE_S
+        while True:
+            # Where the owner was restarted it has forgotten the order: it starts anew from this epoch.
+            order = dataclasses.replace(self._order, epoch=epoch - 1)
+            try:
+                answer: Any = ray.get(self._owner.await_report.remote(order, epoch, ASK_S))
+            except RayActorError:  # being restarted; it takes some seconds
+                patience -= 0.5
+                if patience < 0:
+                    raise
+                time.sleep(0.5)
+                continue
+            if answer is not None:
+                return answer
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: a trial's state is in its own checkpoints and in the experiment's tables."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing, see `save_checkpoint`."""
+
+
+class _Unsaved:
+    """Tune pickles all that it is given, for a restore of its own that is never used here."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class TuneSearcher(_Unsaved, TuneSearcherBase):
+    """Gives Tune a trial when the search has one and a gang is free.
+
+    Args:
+        order_for: makes the order of a run (adds what is the same for all trials).
+    """
+
+    def __init__(self, search: Search, gangs: Gangs, order_for: Callable[[Run], Order]):
+        super().__init__()
+        self._search, self._gangs, self._order_for = search, gangs, order_for
+
+    def suggest(self, trial_id: str) -> Any:
+        """The config of Tune's trial `trial_id`; None: not now; FINISHED: never again."""
+        if self._search.finished:
+            return TuneSearcherBase.FINISHED
+        if not self._gangs.any_free:
+            return None
+        run = self._search.next_run()
+        if run is None:
+            return None
+        order = self._order_for(run)
+        return {"order": order, "gang": self._gangs.lend(order.run_id)}
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """Nothing: the scheduler's adapter hears it with more detail."""
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing: the study has a storage of its own."""
+
+
+class TuneScheduler(_Unsaved, FIFOScheduler):
+    """Hands every result to the search and obeys; trials start in the order in which they come.
+
+    `error` is what went wrong in that, as it was raised (a full disk, say): Tune makes a text of it.
+    """
+
+    error: Exception | None = None
+
+    def __init__(self, search: Search, gangs: Gangs):
+        super().__init__()
+        self._search, self._gangs = search, gangs
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Continue or stop. A stopped trial's gang is free at once."""
+        try:
+            return self._decide(trial, result)
+        except Exception as error:
+            self.error = error
+            raise
+
+    def _decide(self, trial: Any, result: dict[str, Any]) -> str:
+        order: Order = trial.config["order"]
+        answer: Report | Failure = result["answer"]
+        if isinstance(answer, Report):
+            decision = self._search.report(order.trial_id, answer, gang=trial.config["gang"])
+            if not decision.ends:
+                return FIFOScheduler.CONTINUE
+        else:
+            self._search.fail(order.trial_id, answer)
+        self._gangs.take_back(order.run_id)
+        return FIFOScheduler.STOP
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """The trial actor died: the search sends the trial again, from its last checkpoint."""
+        order: Order = trial.config["order"]
+        self._gangs.take_back(order.run_id)
+        try:
+            self._search.lose(order.trial_id, _error_text(trial))
+        except Exception as error:
+            self.error = error
+            raise
+
+
+def _error_text(trial: Any) -> str:
+    """What Tune wrote down about a trial that it lost; `Trial.get_error` reads a copy that comes later."""
+    path = trial.error_file
+    return Path(path).read_text() if path and Path(path).exists() else "the trial's actor died"
+
+
+class Ticker(_Unsaved, tune.Callback):
+    """Lets the search's listeners work between results."""
+
+    def __init__(self, search: Search):
+        self._search = search
+
+    def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+        """Tune's loop went round once, at the latest after 0.1 s."""
+        self._search.tick()
