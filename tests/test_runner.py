@@ -192,14 +192,20 @@ def start(folder, *options):
     )
 
 
-def wait_for_epochs(process, folder, count, timeout_s=150):
+def epochs_in(folder):
+    try:
+        return len(load("interrupted", storage=folder / "captune-results").epochs)
+    except (LookupError, UnreadableResults):  # not yet
+        return 0
+
+
+def run_some_epochs(folder, count, timeout_s=150):
+    """Start or resume the experiment; its process, once it has written `count` epochs of its own."""
+    before, process = epochs_in(folder), start(folder, "--resume")
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if len(load("interrupted", storage=folder / "captune-results").epochs) >= count:
-                return
-        except (LookupError, UnreadableResults):  # not yet
-            pass
+        if epochs_in(folder) >= before + count:
+            return process
         time.sleep(0.1)
     raise AssertionError(f"not {count} epochs after {timeout_s} s; exit code {process.poll()}")
 
@@ -231,17 +237,15 @@ def test_interrupted_then_killed_then_resumed_is_as_if_never_stopped(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "experiment.yaml").write_text(EXPERIMENT_FILE)
 
-    for sent, epochs in ((signal.SIGINT, 3), (signal.SIGTERM, 5)):
-        interrupted = start(tmp_path / "parts", "--resume")
-        wait_for_epochs(interrupted, tmp_path / "parts", epochs)
+    for sent in (signal.SIGINT, signal.SIGTERM):
+        interrupted = run_some_epochs(tmp_path / "parts", 2)
         interrupted.send_signal(sent)
         said, _ = interrupted.communicate(timeout=120)
         assert interrupted.returncode == 130, said
         assert "--resume" in said
         assert processes_of(interrupted.pid) == []
 
-    killed = start(tmp_path / "parts", "--resume")
-    wait_for_epochs(killed, tmp_path / "parts", 8)
+    killed = run_some_epochs(tmp_path / "parts", 2)
     killed.kill()
     killed.communicate()
 
