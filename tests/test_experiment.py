@@ -66,7 +66,8 @@ def test_a_file_is_read_with_its_defaults(write):
     experiment = Experiment.load(write())
     assert experiment.space == Space({"learning_rate": Float(1e-4, 1e-2, log=True)})
     assert experiment.objectives[0].metric == "cider"
-    assert experiment.search.algorithm == "tpe" and experiment.scheduler.max_epochs == 9
+    assert experiment.search.algorithm == "auto" and experiment.scheduler.algorithm == "asha"
+    assert experiment.search.from_ == experiment.search.start == () and experiment.scheduler.max_epochs == 9
     assert experiment.folder == Path("captune-results/mine")
     with pytest.raises(ValueError, match="frozen"):
         experiment.name = "other"
@@ -107,7 +108,8 @@ storage: s3://bucket/results
         f"{path}:6: search_space.dropout: unknown key 'flaot'; did you mean 'float'?",
         f"{path}:7: search_space.ratio.when: 'methd' is not searched; did you mean 'method'?",
         f"{path}:10: objectives.0.mode: got 'maximum': should be 'max' or 'min'; did you mean 'max'?",
-        f"{path}:11: search.algorithm: got 'tpee': should be 'tpe' or 'random'; did you mean 'tpe'?",
+        f"{path}:11: search.algorithm: got 'tpee': should be 'auto', 'random', 'grid', 'sobol', 'tpe', 'gp', "
+        "'cmaes' or 'nsga2'; did you mean 'tpe'?",
         "--set search.seed=x: search.seed: got 'x': should be a valid integer",
         f"{path}:12: scheduler: `min_epochs <= max_epochs` must hold, but got min_epochs=9, max_epochs=3",
         f"{path}:13: budget.time: got '2 hours': must be seconds or text such as 90s, 30m, 2h, 1h30m",
@@ -125,12 +127,21 @@ storage: s3://bucket/results
     ("change", "expected"),
     [
         ("budget: {trials: 4}", ":1: budget: is missing"),
-        ("budget: {}", ":8: budget: needs `trials` or `time`"),
-        ("objectives: []", ":7: objectives: needs one objective"),
+        ("budget: {}", ":8: budget: needs one of `trials`, `epochs`, `time`, `worker_hours`, `money`"),
+        ("budget: {plateau: 5, price_per_hour: 2}", ":8: budget: needs one of `trials`"),
+        ("budget: {money: 20}", ":8: budget: `money` needs `price_per_hour`"),
+        ("budget: {worker_hours: 0}", ":8: budget.worker_hours: got 0: should be greater than 0"),
+        ("budget: {trials: 4, epochs: 0}", ":8: budget.epochs: got 0: should be greater than or equal to 1"),
+        ("objectives: []", ":7: objectives: needs an objective"),
         (
-            "objectives: [{metric: cider, mode: max}, {metric: size_mb, mode: min}]",
-            ":7: objectives: only one objective is supported so far, but got cider, size_mb",
+            "objectives: [{metric: cider, mode: max}, {metric: cider, mode: min}]",
+            ":7: objectives: 'cider' is there twice",
         ),
+        ("search: {from: [birds, birds]}", ":12: search.from: 'birds' is there twice"),
+        ("search: {from: [' ']}", ":12: search.from: names an experiment, a folder or a .parquet table"),
+        ("search: {from: ['s3://a/b']}", ":12: search.from: only folders and files"),
+        ("search: {from: [mine]}", ":12: search.from.0: got 'mine': is this experiment itself"),
+        ("search: {from_: [birds]}", ":12: search.from_: unknown key; did you mean 'from'?"),
         ("trainable: captionin", ":2: trainable: 'captionin' is neither shipped"),
         ("model: {decoder: rnn}", ":4: model.decoder: got 'rnn': there are gru, transformer"),
         ("constraints: [{metric: size_mb}]", ":12: constraints.0: needs `max` or `min`"),
@@ -145,6 +156,108 @@ def test_single_mistakes(write, change, expected):
     path = write("\n".join(lines))
     (problem,) = problems(path)
     assert problem.startswith(f"{path}{expected}")
+
+
+TWO = "[{metric: cider, mode: max, reference: 0.1}, {metric: size_mb, mode: min}]"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("search.algorithm=gp", "got 'gp': needs exactly one objective, but there are 2 (cider, size_mb)"),
+        ("search.algorithm=cmaes", "got 'cmaes': needs exactly one objective"),
+    ],
+)
+def test_an_algorithm_for_one_objective_refuses_two(write, override, message):
+    (problem,) = problems(write(), f"objectives={TWO}", override)
+    assert problem.startswith(f"--set {override}: search.algorithm: {message}")
+    assert problem.endswith("; auto, tpe, nsga2, random, grid and sobol take several")
+    Experiment.load(write(), [override])
+
+
+def test_nsga2_needs_two_objectives(write):
+    (problem,) = problems(write(), "search.algorithm=nsga2")
+    assert "got 'nsga2': needs at least two objectives, but there is one (cider); auto, tpe, gp" in problem
+    assert (
+        Experiment.load(write(), ["search.algorithm=nsga2", f"objectives={TWO}"]).objectives[0].reference
+        == 0.1
+    )
+
+
+def test_a_grid_needs_steps_and_says_how_to_give_them(write):
+    tree = yaml.safe_load(BASE) | {"search": {"algorithm": "grid"}}
+    tree["search_space"] = {
+        "a": {"float": [0, 1]},
+        "b": {"float": [1e-3, 1.0], "log": True},
+        "c": {"float": [0, 1], "step": 0.5},
+        "d": {"int": [1, 3]},
+        "e": {"choice": [1, 2]},
+    }
+    with pytest.raises(ExperimentError) as refusal:
+        Experiment.from_dict(tree)
+    assert refusal.value.problems == (
+        "search_space.a: `search.algorithm: grid` needs a `step` for every float; "
+        "add one, as in {float: [0, 1], step: 0.25}",
+        "search_space.b: `search.algorithm: grid` needs a `step` for every float; "
+        "`log` excludes one: list the values, as in {choice: [0.001, 1]}",
+    )
+
+
+CONDITIONAL = {
+    "compression.method": {"choice": ["none", "int8", "low_rank"]},
+    "compression.ratio": {"float": [0.1, 0.9], "when": {"compression.method": ["low_rank"]}},
+    "width": {"int": [64, 256], "step": 64},
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        ({"witdh": 64}, "witdh: is not searched; did you mean 'width'?"),
+        ({"width": 65}, "width: got 65: must be in {'int': [64, 256], 'step': 64}"),
+        (
+            {"compression.method": "int8", "compression.ratio": 0.5},
+            "compression.ratio: applies only where 'compression.method' is 'low_rank', which is 'int8' here",
+        ),
+        (
+            {"compression.ratio": 0.5},
+            "compression.ratio: applies only where 'compression.method' is 'low_rank', "
+            "which is left out here",
+        ),
+    ],
+)
+def test_starting_points_outside_the_space_are_refused(config, problem):
+    tree = yaml.safe_load(BASE) | {"search_space": CONDITIONAL, "search": {"start": [{"width": 64}, config]}}
+    with pytest.raises(ExperimentError) as refusal:
+        Experiment.from_dict(tree)
+    assert refusal.value.problems == (f"search.start.1.{problem}",)
+
+
+def test_starting_points_may_leave_names_out_and_be_nested():
+    start = [{"width": 128}, {"compression": {"method": "low_rank", "ratio": 0.5}}]
+    tree = yaml.safe_load(BASE) | {"search_space": CONDITIONAL, "search": {"start": start}}
+    assert Experiment.from_dict(tree).search.start == (
+        {"width": 128},
+        {"compression.method": "low_rank", "compression.ratio": 0.5},
+    )
+    with pytest.raises(ExperimentError, match=r"search.start.0: names no hyperparameter; there are comp"):
+        Experiment.from_dict(tree | {"search": {"start": [{}]}})
+
+
+def test_what_is_taken_from_earlier_experiments_comes_back_whole(write):
+    experiment = Experiment.load(
+        write(),
+        [
+            "search.from=[birds, tables/earlier.parquet]",
+            "search.start=[{learning_rate: 1e-3}]",
+            f"objectives={TWO}",
+            "budget={epochs: 90, worker_hours: 2, money: 9.5, price_per_hour: 2.5, plateau: 20}",
+        ],
+    )
+    assert experiment.search.from_ == ("birds", "tables/earlier.parquet")
+    tree = yaml.safe_load(yaml.safe_dump(experiment.to_dict()))
+    assert tree["search"]["from"] == ["birds", "tables/earlier.parquet"] and "from_" not in tree["search"]
+    assert Experiment.from_dict(tree) == experiment
 
 
 def test_what_the_trainable_refuses_is_named_with_its_line(write):
@@ -333,6 +446,7 @@ def test_impossible_resources_are_refused(write, cluster, changes, expected):
         ({"min_epochs": 1, "max_epochs": 10, "reduction_factor": 3}, (1, 3, 9)),
         ({"min_epochs": 2, "max_epochs": 16, "reduction_factor": 2}, (2, 4, 8)),
         ({"min_epochs": 5, "max_epochs": 5}, ()),
+        ({"algorithm": "asha_stopping", "max_epochs": 9}, (1, 3)),
         ({"algorithm": "none", "max_epochs": 9}, ()),
     ],
 )

@@ -54,7 +54,8 @@ def section_model(annotation):
 
 def keys(model, prefix=""):
     """(key, field) of everything that a file may say; a section with defaults is told by its keys."""
-    for name, field in model.model_fields.items():
+    for python_name, field in model.model_fields.items():
+        name = field.alias or python_name  # `from` is no name in Python
         nested, suffix = section_model(field.annotation)
         if nested is None or suffix == "[]." or field.is_required():
             yield prefix + name, field

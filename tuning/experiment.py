@@ -30,10 +30,15 @@ from pydantic_core import ErrorDetails
 import search_spaces
 from search_spaces.space import Space, SpaceError, nearest
 from trainables.trial import SettingsError, resolve_trainable
+from tuning.contradictions import Contradictions, refuse_contradictions
 from tuning.experiment_file import ExperimentError, Source, read_experiment_file
 from tuning.resources import GangPlan, plan_gangs
 
 __all__ = ["Constraint", "Experiment", "ExperimentError", "GangPlan", "Objective"]
+
+
+#: How a place that is no folder begins.
+_URL = r"[A-Za-z][A-Za-z0-9+.-]*://"
 
 
 class _Strict(BaseModel):
@@ -46,6 +51,8 @@ class Objective(_Strict):
     metric: str
     """A metric that the trainable reports."""
     mode: Literal["max", "min"]
+    reference: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """Worst value worth having; the hypervolume is measured from here."""
 
 
 class Constraint(_Strict):
@@ -73,21 +80,45 @@ class Constraint(_Strict):
 class Search(_Strict):
     """Which configuration is tried next."""
 
-    algorithm: Literal["tpe", "random"] = "tpe"
+    algorithm: Literal["auto", "random", "grid", "sobol", "tpe", "gp", "cmaes", "nsga2"] = "auto"
     seed: int = 0
     """Decides every random choice of the run: suggestions, initial weights, order of the data."""
     startup_trials: Annotated[int, Field(ge=1)] = 10
-    """`tpe`: trials drawn at random before the first is modelled."""
+    """Trials drawn at random before the first is modelled."""
+    start: Annotated[tuple[dict[str, Any], ...], Field(strict=False)] = ()
+    """Configurations that run first, by hyperparameter name; names left out are drawn by the searcher."""
+    from_: Annotated[tuple[str, ...], Field(strict=False, alias="from")] = ()
+    """Earlier experiments whose trials the searcher learns from: a name in `storage`, a folder, or a table
+    of trials that ends in `.parquet`."""
+
+    @field_validator("start", mode="before")
+    @classmethod
+    def _flat_start(cls, start: object) -> object:
+        if isinstance(start, (list, tuple)):
+            return tuple(_flatten(config) if isinstance(config, Mapping) else config for config in start)
+        return start
+
+    @field_validator("from_")
+    @classmethod
+    def _sources(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
+        for index, source in enumerate(sources):
+            if not source.strip():
+                raise ValueError("names an experiment, a folder or a .parquet table, but one is empty")
+            if re.match(_URL, source):
+                raise ValueError(f"only folders and files are supported so far, but got {source!r}")
+            if source in sources[:index]:
+                raise ValueError(f"{source!r} is there twice; keep one")
+        return sources
 
 
 class Scheduler(_Strict):
-    """Which trials end early."""
+    """Which trials go on, and how far."""
 
-    algorithm: Literal["asha", "none"] = "asha"
+    algorithm: Literal["asha", "asha_stopping", "none"] = "asha"
     min_epochs: Annotated[int, Field(ge=1)] = 1
-    """No trial is stopped before it."""
+    """No trial is paused or stopped by the scheduler before it."""
     max_epochs: Annotated[int, Field(ge=1)] = 9
-    """Epochs of a trial that is never stopped."""
+    """Epochs of a trial that passes every rung."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     """One trial in this many goes on at each rung."""
 
@@ -104,7 +135,7 @@ class Scheduler(_Strict):
         """Epochs at which trials are compared: `min_epochs * reduction_factor**k` below `max_epochs`."""
         rungs = []
         epoch = self.min_epochs
-        while self.algorithm == "asha" and epoch < self.max_epochs:
+        while self.algorithm != "none" and epoch < self.max_epochs:
             rungs.append(epoch)
             epoch *= self.reduction_factor
         return tuple(rungs)
@@ -115,11 +146,23 @@ class Scheduler(_Strict):
 
 
 class Budget(_Strict):
-    """When no further trial starts: whichever of the two comes first."""
+    """What a run may cost: it ends at whichever limit comes first."""
 
     trials: Annotated[int, Field(ge=1)] | None = None
+    """Most trials that start, all runs together."""
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    """Most epochs of all trials, all runs together."""
     time: str | float | None = None
-    """Seconds, or text such as `90s`, `30m`, `2h`, `1h30m`."""
+    """Seconds, or text such as `90s`, `30m`, `2h`, `1h30m`; anew with every run."""
+    worker_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Hours that workers train, summed over workers and all runs; GPU-hours where a worker has one GPU."""
+    money: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Most that the worker-hours may cost, all runs together; needs `price_per_hour`."""
+    price_per_hour: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Price of one worker for an hour, in any currency; without `money` the cost is only shown."""
+    plateau: Annotated[int, Field(ge=1)] | None = None
+    """The run ends when this many trials in a row were paused or over without a better best (several
+    objectives: without a larger hypervolume)."""
 
     @field_validator("time", mode="plain")
     @classmethod
@@ -130,8 +173,13 @@ class Budget(_Strict):
 
     @model_validator(mode="after")
     def _limited(self) -> Budget:
-        if self.trials is None and self.time is None:
-            raise ValueError("needs `trials` or `time`, else the run never ends")
+        limits = (self.trials, self.epochs, self.time, self.worker_hours, self.money)
+        if all(limit is None for limit in limits):
+            raise ValueError(
+                "needs one of `trials`, `epochs`, `time`, `worker_hours`, `money`, else the run may never end"
+            )
+        if self.money is not None and self.price_per_hour is None:
+            raise ValueError("`money` needs `price_per_hour`, the price of one worker for an hour")
         return self
 
     @property
@@ -227,7 +275,7 @@ class Experiment(_Strict):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain, resolved tree, fit for YAML; `Experiment.from_dict(e.to_dict()) == e`."""
-        return self.model_dump(mode="json", exclude_none=True)
+        return self.model_dump(mode="json", exclude_none=True, by_alias=True)
 
     @property
     def folder(self) -> Path:
@@ -313,20 +361,26 @@ class Experiment(_Strict):
 
     @field_validator("objectives")
     @classmethod
-    def _one_objective(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+    def _distinct(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
         if not objectives:
-            raise ValueError("needs one objective, as in [{metric: cider, mode: max}]")
-        if len(objectives) > 1:
-            names = ", ".join(o.metric for o in objectives)
-            raise ValueError(f"only one objective is supported so far, but got {names}; use `constraints`")
+            raise ValueError("needs an objective, as in [{metric: cider, mode: max}]")
+        metrics = [objective.metric for objective in objectives]
+        for index, metric in enumerate(metrics):
+            if metric in metrics[:index]:
+                raise ValueError(f"{metric!r} is there twice; keep one")
         return objectives
 
     @field_validator("storage")
     @classmethod
     def _local(cls, storage: str) -> str:
-        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", storage):
+        if re.match(_URL, storage):
             raise ValueError("only folders are supported as storage so far; give a path")
         return storage
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        refuse_contradictions(self)
+        return self
 
 
 def _seconds(time: object) -> float:
@@ -360,7 +414,7 @@ def _explain(details: ErrorDetails, source: Source) -> list[str]:
     """Lines for one error of pydantic, in the words of the file."""
     path, value = details["loc"], details["input"]
     cause = details.get("ctx", {}).get("error")
-    if isinstance(cause, SpaceError):
+    if isinstance(cause, (SpaceError, Contradictions)):
         return [source.problem((*path, *where), message) for where, message in cause.problems]
     if details["type"] == "extra_forbidden":
         return [source.problem(path, f"unknown key{nearest(str(path[-1]), _keys_beside(path))}")]
@@ -383,7 +437,7 @@ def _keys_beside(path: tuple[int | str, ...]) -> list[str]:
     model: Any = Experiment
     for step in path[:-1]:
         if isinstance(step, str):
-            annotation = model.model_fields[step].annotation
+            annotation = next(f for n, f in model.model_fields.items() if step in (n, f.alias)).annotation
             arguments = typing.get_args(annotation)
             model = arguments[0] if arguments else annotation
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
