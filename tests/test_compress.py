@@ -6,20 +6,31 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file, save
 from torch import nn
 
+from trainables.captioning.checkpoint import TrialState, load_state, load_weights, save_checkpoint
 from trainables.captioning.compress import as_shipped
 from trainables.captioning.compress.artefact import load_artefact, save_artefact, size_bytes
-from trainables.captioning.compress.int8 import Int8Embedding, Int8Linear, StoredInt8Linear, quantise
+from trainables.captioning.compress.int8 import (
+    Int8Embedding,
+    Int8Linear,
+    Int8TiedEmbedding,
+    StoredInt8Linear,
+    quantise,
+)
 from trainables.captioning.compress.low_rank import LowRankLinear, choose_ranks, factorise, is_factorised
+from trainables.captioning.compress.measure import count_macs, count_parameters
 from trainables.captioning.data.tokenizer import CaptionTokenizer
 from trainables.captioning.model.captioner import Captioner
+from trainables.captioning.model.words import TiedEmbedding
 from trainables.captioning.settings import Compression, Settings
 from trainables.trial import SettingsError
 
 VOCABULARY, SIZE = 30, 16
 every_decoder = pytest.mark.parametrize("kind", ["gru", "gru_attention", "transformer"])
+SHARED = {"tie_embeddings": True, "share_layers": True, "embedding_width": 40}
+sharing = pytest.mark.parametrize("shared", [{}, SHARED], ids=["whole", "shared"])
 
 
 def make(kind: str = "gru_attention", seed: int = 0, vocabulary: int = VOCABULARY, **settings) -> Captioner:
@@ -86,22 +97,40 @@ def test_int8_embedding_gives_rounded_rows():
     torch.testing.assert_close(Int8Embedding(embedding)(tokens).double(), expected)
 
 
+@pytest.mark.parametrize("threshold", [1024, 2**19])
+def test_a_tied_int8_matrix_is_looked_up_and_multiplied_in_the_same_rounding(threshold, monkeypatch):
+    monkeypatch.setattr("trainables.captioning.compress.int8._FEWEST_FOR_ARITHMETIC", threshold)
+    torch.manual_seed(0)
+    embedding, x = TiedEmbedding(40, 32), torch.randn(2, 5, 32)
+    with torch.no_grad():
+        embedding.bias.normal_()
+    small, matrix = Int8TiedEmbedding(embedding), rounded(embedding.weight)
+    tokens = torch.tensor([[3, 39], [0, 0]])
+    torch.testing.assert_close(small(tokens).double(), matrix[tokens] * 32**0.5, rtol=1e-5, atol=1e-6)
+    activations = rounded(x) if threshold == 1024 else x.double()
+    expected = activations @ matrix.T + embedding.bias
+    torch.testing.assert_close(small.logits(x).double(), expected, rtol=1e-4, atol=1e-4)
+
+
 @every_decoder
-def test_quantising_makes_the_decoder_nearly_four_times_smaller_and_hardly_changes_it(kind):
-    captioner, (images, tokens) = make(kind, decoder_width=128), batch()
+@sharing
+def test_quantising_makes_the_decoder_nearly_four_times_smaller_and_hardly_changes_it(kind, shared):
+    captioner, (images, tokens) = make(kind, decoder_width=128, **shared), batch()
     before = captioner(images, tokens)
     small = quantise(captioner)
-    assert bytes_of(small) < bytes_of(captioner) / 3.5
+    # Fewer matrices beside as many biases: a little less of a shared decoder can shrink.
+    assert bytes_of(small) < bytes_of(captioner) / (3.3 if shared else 3.5)
     assert (small(images, tokens).softmax(-1) - before.softmax(-1)).abs().max() < 2e-3
     torch.testing.assert_close(captioner(images, tokens), before)  # the original is as it was
 
 
 @every_decoder
 @pytest.mark.parametrize("threshold", [1024, 2**19])
-def test_int8_generation_computes_what_int8_teacher_forcing_does(kind, threshold, monkeypatch):
+@sharing
+def test_int8_generation_computes_what_int8_teacher_forcing_does(kind, shared, threshold, monkeypatch):
     """With a low threshold all layers are multiplied in int8, with the usual one these small ones are not."""
     monkeypatch.setattr("trainables.captioning.compress.int8._FEWEST_FOR_ARITHMETIC", threshold)
-    small, (images, tokens) = quantise(make(kind)), batch()
+    small, (images, tokens) = quantise(make(kind, **shared)), batch()
     assert any(isinstance(m, Int8Linear) for m in small.modules()) == (threshold == 1024)
     # A last bit that differs may round an activation the other way.
     torch.testing.assert_close(by_steps(small, images, tokens), small(images, tokens), rtol=0, atol=2e-3)
@@ -121,8 +150,9 @@ def test_an_int8_caption_does_not_depend_on_batch_mates(kind, monkeypatch):
 
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5, 0.75, 0.9])
 @every_decoder
-def test_the_ratio_is_the_share_of_the_bytes_that_goes(kind, ratio):
-    captioner = make(kind)
+@sharing
+def test_the_ratio_is_the_share_of_the_bytes_that_goes(kind, shared, ratio):
+    captioner = make(kind, **shared)
     small = factorise(captioner, ratio)
     replaced = {n for n, m in small.decoder.named_modules() if isinstance(m, LowRankLinear)}
     before = sum(captioner.decoder.get_submodule(name).weight.numel() for name in replaced)
@@ -154,8 +184,9 @@ def test_the_factors_are_the_best_approximation():
 
 
 @every_decoder
-def test_a_factorised_captioner_trains_all_its_factors(kind):
-    captioner, (images, tokens) = make(kind), batch()
+@sharing
+def test_a_factorised_captioner_trains_all_its_factors(kind, shared):
+    captioner, (images, tokens) = make(kind, **shared), batch()
     before = captioner(images, tokens)
     small = factorise(captioner.train(), 0.5)
     assert small.training
@@ -167,8 +198,9 @@ def test_a_factorised_captioner_trains_all_its_factors(kind):
 
 
 @every_decoder
-def test_factorised_generation_computes_what_teacher_forcing_does(kind):
-    small, (images, tokens) = factorise(make(kind), 0.5), batch()
+@sharing
+def test_factorised_generation_computes_what_teacher_forcing_does(kind, shared):
+    small, (images, tokens) = factorise(make(kind, **shared), 0.5), batch()
     torch.testing.assert_close(by_steps(small, images, tokens), small(images, tokens), rtol=1e-4, atol=1e-5)
 
 
@@ -214,8 +246,9 @@ def shouting(kind: str, tokenizer: CaptionTokenizer, **settings) -> Captioner:
 
 @every_decoder
 @pytest.mark.parametrize("method", ["none", "int8", "low_rank"])
-def test_a_loaded_artefact_writes_the_same_captions(kind, method, tokenizer, tmp_path):
-    captioner = as_shipped(shouting(kind, tokenizer), Compression(method=method, ratio=0.5))
+@sharing
+def test_a_loaded_artefact_writes_the_same_captions(kind, shared, method, tokenizer, tmp_path):
+    captioner = as_shipped(shouting(kind, tokenizer, **shared), Compression(method=method, ratio=0.5))
     save_artefact(captioner, tokenizer, tmp_path / "best", max_tokens=7, facts={"trial": "t1"})
     loaded = load_artefact(tmp_path / "best")
     images, tokens = batch(5)
@@ -227,6 +260,39 @@ def test_a_loaded_artefact_writes_the_same_captions(kind, method, tokenizer, tmp
     assert loaded.facts == {"trial": "t1"}
     assert not loaded.captioner.training
     assert size_bytes(captioner) == (tmp_path / "best" / "weights.safetensors").stat().st_size
+
+
+@every_decoder
+@pytest.mark.parametrize("method", ["none", "int8", "low_rank"])
+def test_shared_weights_are_counted_and_stored_once(kind, method):
+    compression = Compression(method=method, ratio=0.5)
+    settings = {"vocabulary": 200, "decoder_layers": 3}
+    whole = as_shipped(make(kind, **settings), compression)
+    shared = as_shipped(make(kind, **settings, tie_embeddings=True, share_layers=True), compression)
+    gru = 2 * (48 * 144 + 144)
+    layer = {"transformer": 8 * (48 * 48 + 48) + 2 * 4 * 48 * 48 + 5 * 48 + 6 * 48}.get(kind, gru)
+    if method != "low_rank":  # there the output layer has factors, unless it is tied
+        assert count_parameters(whole) - count_parameters(shared) == 2 * layer + 200 * 48
+    assert size_bytes(whole) - size_bytes(shared) > (4 if method == "none" else 1) * 2 * layer
+    if method != "low_rank":  # an image is turned into keys once for all layers; nothing else is saved
+        saved = (count_macs(m, image_size=SIZE, max_tokens=5) for m in (whole, shared))
+        assert next(saved) - next(saved) == (2 * 2 * 64 * 48 * 48 if kind == "transformer" else 0)
+    assert sum(200 in t.shape and t.ndim == 2 for t in shared.state_dict().values()) == 1
+    assert load(save(shared.state_dict())).keys() == shared.state_dict().keys()  # it refuses aliases
+
+
+@every_decoder
+def test_a_checkpoint_of_shared_weights_comes_back(kind, tokenizer, tmp_path):
+    one, other = (make(kind, seed, tokenizer.vocabulary_size, **SHARED) for seed in (0, 1))
+    state = TrialState(
+        settings=one.settings, epoch=1, image_size=SIZE, vocabulary_size=VOCABULARY, max_caption_tokens=7
+    )
+    save_checkpoint(tmp_path, state=state, captioner=one, tokenizer=tokenizer, training={})
+    assert load_state(tmp_path).settings == one.settings
+    images, tokens = batch()
+    assert not torch.equal(other(images, tokens), one(images, tokens))
+    load_weights(tmp_path, other)
+    assert torch.equal(other(images, tokens), one(images, tokens))
 
 
 def test_int8_weights_are_int8_in_the_file(tokenizer, tmp_path):

@@ -1,8 +1,11 @@
 import math
+import re
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from trainables.captioning.data.tokenizer import BOS, EOS, PAD
 from trainables.captioning.model.captioner import Captioner, token_loss
@@ -14,6 +17,18 @@ from trainables.trial import SettingsError
 CHANNELS, POSITIONS, VOCABULARY = 12, 9, 30
 every_decoder = pytest.mark.parametrize("kind", ["gru", "gru_attention", "transformer"])
 depths = pytest.mark.parametrize("layers", [1, 2])
+WHOLE = {"tie_embeddings": False, "share_layers": False}
+sharing = pytest.mark.parametrize(
+    "shared",
+    [
+        WHOLE,
+        {"tie_embeddings": True},  # word vectors narrower than the decoder: a projection between
+        {"tie_embeddings": True, "embedding_width": None},
+        {"share_layers": True},
+        {"tie_embeddings": True, "share_layers": True},
+    ],
+    ids=["whole", "tied", "tied-as-wide", "shared", "tied-shared"],
+)
 
 
 def make(kind: str, layers: int = 1, **settings) -> nn.Module:
@@ -35,8 +50,9 @@ def batch(rows: int = 3, length: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
 
 @every_decoder
 @depths
-def test_step_by_step_is_teacher_forcing(kind, layers):
-    decoder, (features, tokens) = make(kind, layers).eval(), batch()
+@sharing
+def test_step_by_step_is_teacher_forcing(kind, layers, shared):
+    decoder, (features, tokens) = make(kind, layers, **shared).eval(), batch()
     logits = decoder(features, tokens)
     assert logits.shape == (3, 7, VOCABULARY)
     state = decoder.start(features)
@@ -77,16 +93,18 @@ def test_where_in_the_image_matters(kind):
 
 @every_decoder
 @depths
-def test_every_parameter_is_used(kind, layers):
+@sharing
+def test_every_parameter_is_used(kind, layers, shared):
     """DDP hangs or complains otherwise."""
-    decoder, (features, tokens) = make(kind, layers, dropout=0.1).train(), batch()
+    decoder, (features, tokens) = make(kind, layers, dropout=0.1, **shared).train(), batch()
     decoder(features, tokens).square().sum().backward()
     assert [name for name, p in decoder.named_parameters() if p.grad is None] == []
 
 
 @every_decoder
-def test_rows_can_be_repeated_followed_and_kept(kind):
-    decoder, (features, tokens) = make(kind).eval(), batch()
+@pytest.mark.parametrize("share_layers", [False, True])
+def test_rows_can_be_repeated_followed_and_kept(kind, share_layers):
+    decoder, (features, tokens) = make(kind, 2, share_layers=share_layers).eval(), batch()
     _, state = decoder.step(tokens[:, 0], decoder.start(features))
     twice = state.repeat(2)
     _, twice = decoder.step(tokens[:, :2].flatten(), twice)  # two beams per image read different words
@@ -102,17 +120,19 @@ def test_rows_can_be_repeated_followed_and_kept(kind):
 
 
 @depths
-def test_gru_is_torchs(layers):
+@pytest.mark.parametrize(("inputs", "shared"), [(5, False), (6, True)])
+def test_gru_is_torchs(layers, inputs, shared):
     torch.manual_seed(0)
-    gru = Gru(5, 6, layers, 0.0).double()
-    oracle = nn.GRU(5, 6, layers, batch_first=True).double()
+    gru = Gru(inputs, 6, layers, 0.0, shared=shared).double()
+    oracle = nn.GRU(inputs, 6, layers, batch_first=True).double()
     for i in range(layers):
+        kept = 0 if shared else i
         with torch.no_grad():
-            getattr(oracle, f"weight_ih_l{i}").copy_(gru.input[i].weight)
-            getattr(oracle, f"bias_ih_l{i}").copy_(gru.input[i].bias)
-            getattr(oracle, f"weight_hh_l{i}").copy_(gru.hidden[i].weight)
-            getattr(oracle, f"bias_hh_l{i}").copy_(gru.hidden[i].bias)
-    x, start = torch.randn(2, 4, 5).double(), torch.randn(2, layers, 6).double()
+            getattr(oracle, f"weight_ih_l{i}").copy_(gru.input[kept].weight)
+            getattr(oracle, f"bias_ih_l{i}").copy_(gru.input[kept].bias)
+            getattr(oracle, f"weight_hh_l{i}").copy_(gru.hidden[kept].weight)
+            getattr(oracle, f"bias_hh_l{i}").copy_(gru.hidden[kept].bias)
+    x, start = torch.randn(2, 4, inputs).double(), torch.randn(2, layers, 6).double()
     expected, end = oracle(x, start.transpose(0, 1).contiguous())
     torch.testing.assert_close(gru(x, start), expected)
     state = start
@@ -187,6 +207,52 @@ def test_transformer_is_torchs():
     )
 
 
+@every_decoder
+def test_layers_that_share_weights_are_layers_that_happen_to_be_equal(kind):
+    """Shared: one layer applied three times. So a copy of it for each application computes the same."""
+    shared = make(kind, 3, share_layers=True, embedding_width=None).eval()
+    copies = make(kind, 3, embedding_width=None).eval()
+    weights = copies.state_dict()
+    for name, tensor in shared.state_dict().items():
+        for copy in range(3):
+            weights[re.sub(r"(layers|input|hidden)\.0\.", rf"\1.{copy}.", name)] = tensor
+    copies.load_state_dict(weights)
+    features, tokens = batch()
+    torch.testing.assert_close(shared(features, tokens), copies(features, tokens))
+    assert sum(p.numel() for p in shared.parameters()) < sum(p.numel() for p in copies.parameters())
+
+
+@every_decoder
+@pytest.mark.parametrize("embedding_width", [None, 16])
+def test_tied_words_are_ranked_by_their_own_vectors(kind, embedding_width):
+    """A change of one word's vector changes that word's logit and, unless it is read, no other."""
+    decoder, (features, tokens) = make(kind, embedding_width=embedding_width, tie_embeddings=True), batch()
+    tokens = tokens.clamp(max=VOCABULARY - 2)  # the last word is never read
+    before = decoder.eval()(features, tokens)
+    with torch.no_grad():
+        decoder.embedding.weight[VOCABULARY - 1, 0] += 1.0
+    after = decoder(features, tokens)
+    torch.testing.assert_close(after[..., :-1], before[..., :-1])
+    assert (after[..., -1] - before[..., -1]).abs().min() > 1e-6
+    matrices = [tuple(p.shape) for p in decoder.parameters() if VOCABULARY in p.shape and p.ndim == 2]
+    assert matrices == [(VOCABULARY, embedding_width or 24)]
+
+
+@every_decoder
+def test_shared_weights_train_under_ddp_as_they_do_alone(kind, tmp_path):
+    decoder, (features, tokens) = make(kind, 3, tie_embeddings=True, share_layers=True), batch()
+    decoder(features, tokens).square().sum().backward()
+    alone = [parameter.grad.clone() for parameter in decoder.parameters()]
+    decoder.zero_grad()
+    dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        DistributedDataParallel(decoder)(features, tokens).square().sum().backward()
+    finally:
+        dist.destroy_process_group()
+    for parameter, gradient in zip(decoder.parameters(), alone, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
 def test_heads_that_do_not_divide_the_width_are_refused_with_the_nearest_that_do():
     with pytest.raises(SettingsError, match="5 heads must divide decoder_width 24.* is 4"):
         make("transformer", decoder_heads=5)
@@ -214,10 +280,12 @@ def test_token_loss_is_the_formula_and_leaves_padding_out(smoothing):
 
 
 @every_decoder
+@sharing
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_mixed_precision_trains(kind, dtype):
+def test_mixed_precision_trains(kind, dtype, shared):
     torch.manual_seed(0)
-    settings = Settings(decoder=kind, decoder_width=16, encoder_width=4, decoder_layers=2)
+    fixed = {"decoder_width": 16, "encoder_width": 4, "decoder_layers": 2, "embedding_width": 8}
+    settings = Settings(decoder=kind, **fixed | shared)
     captioner = Captioner(settings, VOCABULARY, 16)
     images = torch.randint(256, (2, 16, 16, 3), dtype=torch.uint8)
     tokens = torch.randint(4, VOCABULARY, (2, 5))
@@ -243,9 +311,13 @@ def test_features_computed_ahead_stand_for_the_images(kind):
 
 @pytest.mark.timeout(20)
 @every_decoder
-def test_it_learns_to_tell_two_images_apart(kind):
+@pytest.mark.parametrize("shared", [WHOLE, {"tie_embeddings": True, "share_layers": True}])
+def test_it_learns_to_tell_two_images_apart(kind, shared):
     torch.manual_seed(0)
-    settings = Settings(decoder=kind, decoder_width=32, encoder_width=4, dropout=0.0)
+    layers = 2 if shared["share_layers"] else 1
+    settings = Settings(
+        decoder=kind, decoder_width=32, encoder_width=4, dropout=0.0, decoder_layers=layers, **shared
+    )
     captioner = Captioner(settings, VOCABULARY, 16)
     images = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
     images[1, :, :8] = 255

@@ -77,6 +77,11 @@ class Settings(_Strict):
     decoder_layers: Annotated[int, Field(ge=1, le=24)] = 1
     decoder_heads: Annotated[int, Field(ge=1)] = 4
     """`transformer`: attention heads; must divide the width."""
+    tie_embeddings: bool = False
+    """The word vectors' matrix is the output layer's too, behind a projection where widths differ (Press &
+    Wolf 2017). `low_rank` leaves it whole."""
+    share_layers: bool = False
+    """All layers of the decoder have one set of weights (ALBERT, Lan et al. 2020); no effect on one layer."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
 
     batch_size: Annotated[int, Field(ge=1)] = 64

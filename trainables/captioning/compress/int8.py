@@ -23,6 +23,7 @@ on how validation is split between workers, and because its quantised tensors ar
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from torch.nn import functional as F
 
 from trainables.captioning.compress.swap import swap_layers
 from trainables.captioning.model.captioner import Captioner
+from trainables.captioning.model.words import TiedEmbedding
 
 #: Smaller matrices stay as they are: their scales and overhead cost what the bytes would save.
 _FEWEST_WEIGHTS = 1024
@@ -42,13 +44,13 @@ def quantise(captioner: Captioner) -> Captioner:
     small = copy.deepcopy(captioner).eval().requires_grad_(False)
 
     def make(_path: str, layer: nn.Module) -> nn.Module | None:
-        if type(layer) is nn.Linear and layer.weight.numel() >= _FEWEST_FOR_ARITHMETIC:
-            return Int8Linear(layer)
-        if type(layer) is nn.Linear and layer.weight.numel() >= _FEWEST_WEIGHTS:
-            return StoredInt8Linear(layer)
-        if type(layer) is nn.Embedding and layer.weight.numel() >= _FEWEST_WEIGHTS:
-            return Int8Embedding(layer)
-        return None
+        if type(layer) not in (nn.Linear, nn.Embedding, TiedEmbedding):
+            return None
+        if layer.weight.numel() < _FEWEST_WEIGHTS:  # type: ignore[operator]
+            return None
+        if isinstance(layer, TiedEmbedding):
+            return Int8TiedEmbedding(layer)
+        return Int8Embedding(layer) if isinstance(layer, nn.Embedding) else _product(cast(nn.Linear, layer))
 
     swap_layers(small.decoder, make)
     return small
@@ -71,6 +73,10 @@ class _Int8(nn.Module):
         """Float32 [N, K]."""
         return self.quantised.float() * self.scale.unsqueeze(1)
 
+    def rows(self, index: Tensor) -> Tensor:
+        """Float32 [..., K], the rows that int64 [...] names."""
+        return self.quantised[index].float() * self.scale[index].unsqueeze(-1)
+
 
 class Int8Linear(_Int8):
     """`nn.Linear` in int8 arithmetic, for inference.
@@ -80,7 +86,7 @@ class Int8Linear(_Int8):
 
     bias: Tensor | None
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, linear: nn.Linear | TiedEmbedding):
         super().__init__(linear.weight)
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())
 
@@ -105,7 +111,7 @@ class StoredInt8Linear(_Int8):
 
     bias: Tensor | None
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, linear: nn.Linear | TiedEmbedding):
         super().__init__(linear.weight)
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())
         self._made: tuple[Tensor, int, Tensor] | None = None
@@ -131,4 +137,29 @@ class Int8Embedding(_Int8):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Float32 [..., K] for int64 [...]."""
-        return self.quantised[tokens].float() * self.scale[tokens].unsqueeze(-1)
+        return self.rows(tokens)
+
+
+class Int8TiedEmbedding(nn.Module):
+    """`TiedEmbedding` in int8, for inference: one matrix, read by rows and multiplied.
+
+    A scale per word is at once that of a word vector and that of an output channel.
+    """
+
+    def __init__(self, embedding: TiedEmbedding):
+        super().__init__()
+        self.matrix = _product(embedding)
+        self._factor = embedding.embedding_dim**0.5
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Float32 [..., K] for int64 [...]."""
+        return self.matrix.rows(tokens) * self._factor
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[..., N] of x [..., K]."""
+        return self.matrix(x)
+
+
+def _product(layer: nn.Linear | TiedEmbedding) -> Int8Linear | StoredInt8Linear:
+    """`layer`'s matrix and bias as a linear layer, in the arithmetic that is the faster one at its size."""
+    return (Int8Linear if layer.weight.numel() >= _FEWEST_FOR_ARITHMETIC else StoredInt8Linear)(layer)

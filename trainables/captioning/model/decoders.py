@@ -24,6 +24,7 @@ def build_decoder(
     """
     width = settings.decoder_width
     embedding_width = settings.embedding_width or width
+    sharing = {"tie_embeddings": settings.tie_embeddings, "share_layers": settings.share_layers}
     if settings.decoder == "gru":
         return GruDecoder(
             channels=channels,
@@ -32,6 +33,7 @@ def build_decoder(
             embedding_width=embedding_width,
             layers=settings.decoder_layers,
             dropout=settings.dropout,
+            **sharing,
         )
     if settings.decoder == "gru_attention":
         return GruAttentionDecoder(
@@ -43,6 +45,7 @@ def build_decoder(
             attention_width=min(width, _MOST_ATTENTION_UNITS),
             layers=settings.decoder_layers,
             dropout=settings.dropout,
+            **sharing,
         )
     check_heads(width, settings.decoder_heads)
     return TransformerDecoder(
@@ -54,6 +57,7 @@ def build_decoder(
         layers=settings.decoder_layers,
         heads=settings.decoder_heads,
         dropout=settings.dropout,
+        **sharing,
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.captioning.model.decoding import State
+from trainables.captioning.model.words import WordDecoder
 
 
 class Gru(nn.Module):
@@ -25,25 +26,33 @@ class Gru(nn.Module):
         width: hidden units of each layer.
         layers: stacked one on the other.
         dropout: between layers.
+        shared: one layer's weights serve all `layers` (as in ALBERT, Lan et al. 2020). Every layer then reads
+            `width` units: where `inputs` differs, a linear layer leads to them.
     """
 
-    def __init__(self, inputs: int, width: int, layers: int, dropout: float):
+    def __init__(self, inputs: int, width: int, layers: int, dropout: float, *, shared: bool = False):
         super().__init__()
         self.dropout = dropout
-        self.input = nn.ModuleList(nn.Linear(inputs if i == 0 else width, 3 * width) for i in range(layers))
-        self.hidden = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(layers))
+        self.widen: nn.Module = nn.Identity()
+        if shared and layers > 1 and inputs != width:
+            self.widen, inputs = nn.Linear(inputs, width, bias=False), width
+        kept = 1 if shared else layers
+        self.input = nn.ModuleList(nn.Linear(inputs if i == 0 else width, 3 * width) for i in range(kept))
+        self.hidden = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(kept))
+        self._repeat = layers // kept
 
     def forward(self, sequence: Tensor, state: Tensor) -> Tensor:
         """Hidden states [B, T, H] of the last layer over `sequence` [B, T, I], from `state` [B, L, H]."""
         if not all(hasattr(linear, "weight") for linear in [*self.input, *self.hidden]):
             return self._by_steps(sequence, state)
+        sequence = self.widen(sequence)
         weights: list[Tensor] = []
         for input, hidden in zip(self.input, self.hidden, strict=True):
             weights += [input.weight, hidden.weight, input.bias, hidden.bias]  # type: ignore[list-item]
-        weights = [weight.to(sequence.dtype) for weight in weights]
+        weights = [weight.to(sequence.dtype) for weight in weights] * self._repeat
         start = state.to(sequence.dtype).transpose(0, 1).contiguous()  # [L, B, H]
         out, _ = torch.gru(
-            sequence, start, weights, True, len(self.input), self.dropout, self.training, False, True
+            sequence, start, weights, True, state.shape[1], self.dropout, self.training, False, True
         )
         return out
 
@@ -57,8 +66,9 @@ class Gru(nn.Module):
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One time step: the last layer's hidden state [B, H] and the new state [B, L, H] after x [B, I]."""
         new = []
-        for i, (input, hidden) in enumerate(zip(self.input, self.hidden, strict=True)):
-            previous = state[:, i]
+        x = self.widen(x)
+        layers = [*zip(self.input, self.hidden, strict=True)] * self._repeat
+        for previous, (input, hidden) in zip(state.unbind(1), layers, strict=True):
             given, recalled = input(x), hidden(previous)  # [B, 3H]
             (r, z, n), (hr, hz, hn) = given.chunk(3, -1), recalled.chunk(3, -1)
             update = torch.sigmoid(z + hz)
@@ -68,7 +78,7 @@ class Gru(nn.Module):
         return x, torch.stack(new, 1)
 
 
-class GruDecoder(nn.Module):
+class GruDecoder(WordDecoder):
     """Embedding, GRU, linear; the image enters through the initial state only (the reference model).
 
     Args:
@@ -78,6 +88,8 @@ class GruDecoder(nn.Module):
         embedding_width: of the word vectors.
         layers: of the GRU.
         dropout: on word vectors and before the output.
+        tie_embeddings: the output layer's matrix is that of the word vectors (see `words.py`).
+        share_layers: the GRU's layers have one set of weights.
     """
 
     def __init__(
@@ -89,20 +101,21 @@ class GruDecoder(nn.Module):
         embedding_width: int,
         layers: int,
         dropout: float,
+        tie_embeddings: bool = False,
+        share_layers: bool = False,
     ):
-        super().__init__()
-        self.embedding = nn.Embedding(vocabulary_size, embedding_width)
+        super().__init__(vocabulary_size, embedding_width, tied=tie_embeddings)
         self.initial = nn.Linear(channels, layers * width)
-        self.gru = Gru(embedding_width, width, layers, dropout)
+        self.gru = Gru(embedding_width, width, layers, dropout, shared=share_layers)
         self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(width, vocabulary_size)
+        self.output = self._output_layer(width)
         self._layers = layers
 
     def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
         """Logits [B, T, V] of the token after each of `tokens` [B, T] (int64), for features [B, P, C]."""
         (state,) = self.start(features).carry
         hidden = self.gru(self.dropout(self.embedding(tokens)), state)  # [B, T, H]
-        return self.output(self.dropout(hidden))
+        return self._logits(self.dropout(hidden))
 
     def start(self, features: Tensor) -> State:
         """The state before the first token."""
@@ -112,10 +125,10 @@ class GruDecoder(nn.Module):
     def step(self, token: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits [B, V] after `token` [B], and the state after it."""
         x, hidden = self.gru.step(self.dropout(self.embedding(token)), state.carry[0])
-        return self.output(self.dropout(x)), State(memory=(), carry=(hidden,))
+        return self._logits(self.dropout(x)), State(memory=(), carry=(hidden,))
 
 
-class GruAttentionDecoder(nn.Module):
+class GruAttentionDecoder(WordDecoder):
     """A GRU whose hidden state attends to the feature grid, additively (Bahdanau et al. 2015).
 
     The *current* hidden state asks, after the recurrence, and the answer goes to the word only, not back
@@ -143,20 +156,21 @@ class GruAttentionDecoder(nn.Module):
         attention_width: int,
         layers: int,
         dropout: float,
+        tie_embeddings: bool = False,
+        share_layers: bool = False,
     ):
-        super().__init__()
-        self.embedding = nn.Embedding(vocabulary_size, embedding_width)
+        super().__init__(vocabulary_size, embedding_width, tied=tie_embeddings)
         self.project = nn.Linear(channels, width)
         self.normalise = nn.LayerNorm(width)
         self.place = nn.Parameter(torch.randn(positions, width) * 0.02)
         self.initial = nn.Linear(width, layers * width)
-        self.gru = Gru(embedding_width, width, layers, dropout)
+        self.gru = Gru(embedding_width, width, layers, dropout, shared=share_layers)
         self.key = nn.Linear(width, attention_width)
         self.query = nn.Linear(width, attention_width, bias=False)
         self.score = nn.Linear(attention_width, 1, bias=False)
         self.read = nn.Linear(2 * width, embedding_width)
         self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(embedding_width, vocabulary_size)
+        self.output = self._output_layer(embedding_width)
         self._layers = layers
 
     def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
@@ -187,4 +201,4 @@ class GruAttentionDecoder(nn.Module):
         attention = self.score(energy).squeeze(-1).softmax(-1)
         context = attention.to(values.dtype) @ values  # [B, T, H]
         read = torch.tanh(self.read(torch.cat([hidden, context.to(hidden.dtype)], -1)))
-        return self.output(self.dropout(read)), attention
+        return self._logits(self.dropout(read)), attention

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.captioning.model.decoding import State
+from trainables.captioning.model.words import WordDecoder
 
 
-class TransformerDecoder(nn.Module):
+class TransformerDecoder(WordDecoder):
     """Transformer over the caption so far (Vaswani et al. 2017).
 
     Args:
@@ -28,6 +29,9 @@ class TransformerDecoder(nn.Module):
         layers: of self-attention, cross-attention and feed-forward.
         heads: of each attention; divides `width`.
         dropout: on word vectors, on what each part adds, and before the output.
+        tie_embeddings: the output layer's matrix is that of the word vectors (see `words.py`).
+        share_layers: one layer, applied `layers` times (ALBERT, Lan et al. 2020). Its view of the image is
+            computed once; the caption's keys and values are still those of each application.
     """
 
     def __init__(
@@ -41,43 +45,52 @@ class TransformerDecoder(nn.Module):
         layers: int,
         heads: int,
         dropout: float,
+        tie_embeddings: bool = False,
+        share_layers: bool = False,
     ):
-        super().__init__()
-        self.embedding = nn.Embedding(vocabulary_size, embedding_width)
-        nn.init.normal_(self.embedding.weight, std=embedding_width**-0.5)
+        super().__init__(vocabulary_size, embedding_width, tied=tie_embeddings)
+        if not tie_embeddings:
+            nn.init.normal_(cast(nn.Embedding, self.embedding).weight, std=embedding_width**-0.5)
         self.widen = nn.Linear(embedding_width, width) if embedding_width != width else nn.Identity()
         self.project = nn.Linear(channels, width)
         self.normalise = nn.LayerNorm(width)
         self.place = nn.Parameter(torch.randn(positions, width) * 0.02)
-        self.layers = nn.ModuleList(_Layer(width, heads, dropout) for _ in range(layers))
+        kept = 1 if share_layers else layers
+        self.layers = nn.ModuleList(_Layer(width, heads, dropout) for _ in range(kept))
         self.final = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(width, vocabulary_size)
+        self.output = self._output_layer(width)
         self._width = width
+        self._repeat = layers // kept
+        self._scale = 1.0 if tie_embeddings else width**0.5  # a tied vector comes multiplied
 
     def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
         """Logits [B, T, V] of the token after each of `tokens` [B, T] (int64), for features [B, P, C]."""
         x = self._embed(tokens, start=0)  # [B, T, D]
-        for layer, memory in zip(self.layers, self._memory(features), strict=True):
+        for layer, memory in self._passes(self._memory(features)):
             x, _ = layer(x, memory, None)
-        return self.output(self.dropout(self.final(x)))
+        return self._logits(self.dropout(self.final(x)))
 
     def start(self, features: Tensor) -> State:
         """The state before the first token; the grid's keys and values are computed here, once per image."""
         memory = self._memory(features)
-        return State(memory=memory, carry=tuple(known[:, :, :, :0] for known in memory))
+        return State(memory=memory, carry=tuple(known[:, :, :, :0] for _, known in self._passes(memory)))
 
     def step(self, token: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits [B, V] after `token` [B], and the state after it: the cached keys and values grow by one."""
         x = self._embed(token.unsqueeze(1), start=state.carry[0].shape[3])  # [B, 1, D]
         carry = []
-        for layer, memory, cache in zip(self.layers, state.memory, state.carry, strict=True):
+        for (layer, memory), cache in zip(self._passes(state.memory), state.carry, strict=True):
             x, cache = layer(x, memory, cache)
             carry.append(cache)
-        return self.output(self.dropout(self.final(x[:, 0]))), State(memory=state.memory, carry=tuple(carry))
+        return self._logits(self.dropout(self.final(x[:, 0]))), State(memory=state.memory, carry=tuple(carry))
+
+    def _passes(self, memory: tuple[Tensor, ...]) -> list[tuple[nn.Module, Tensor]]:
+        """The layers in the order of their application, each with its keys and values of the grid."""
+        return [*zip(self.layers, memory, strict=True)] * self._repeat
 
     def _memory(self, features: Tensor) -> tuple[Tensor, ...]:
-        """The grid's keys and values for each layer: L times [B, 2, h, P, d]."""
+        """The grid's keys and values for each layer (a shared one has one set): L times [B, 2, h, P, d]."""
         image = self.normalise(self.project(features)) + self.place  # [B, P, D]
         return tuple(cast(_Layer, layer).across.keys_and_values(image) for layer in self.layers)
 
@@ -89,7 +102,7 @@ class TransformerDecoder(nn.Module):
         rate = torch.exp(torch.arange(half, device=tokens.device) * (-math.log(10_000.0) / half))
         angle = place.unsqueeze(1) * rate  # [T, D/2]
         wave = torch.cat([angle.sin(), angle.cos()], -1)[:, : self._width]
-        return self.dropout(vectors * self._width**0.5 + wave.to(vectors.dtype))
+        return self.dropout(vectors * self._scale + wave.to(vectors.dtype))
 
 
 class _Layer(nn.Module):
