@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from search_spaces.architecture import architecture
 from search_spaces.captioning import captioning
 from search_spaces.space import Choice, Float, Int, Space, SpaceError
 
 #: Spaces that an experiment file may name.
-SHIPPED: dict[str, Callable[[], Space]] = {"captioning": captioning}
+SHIPPED: dict[str, Callable[[], Space]] = {"architecture": architecture, "captioning": captioning}
 
 __all__ = ["SHIPPED", "Choice", "Float", "Int", "Space", "SpaceError"]

@@ -16,8 +16,11 @@ from pydantic import BaseModel, ValidationError
 from trainables.captioning.data.cache import check_items
 from trainables.captioning.data.reading import nearest
 from trainables.captioning.model.decoders import check_heads
+from trainables.captioning.model.encoders import check_packages
 from trainables.captioning.settings import Compression, DataSettings, Settings
 from trainables.trial import SettingsError
+
+_FROZEN_CNN = "a frozen cnn would keep its random weights: choose efficientnet_lite0, or true here"
 
 
 def check_experiment(
@@ -38,6 +41,11 @@ def check_experiment(
         for example in examples:
             read_settings({name: example}, section=("search_space",))
     _check_combinations(settings, searched)
+    for encoder in searched.get("encoder", [read_settings(settings).encoder]):
+        try:
+            check_packages(encoder)
+        except SettingsError as error:
+            raise SettingsError(_place("encoder", searched), error.message) from None
     parsed = read_data_settings(data)
     if parsed.format == "shapes" and parsed.path is not None:
         raise SettingsError(("data", "path"), "format 'shapes' draws its own images: leave the path out")
@@ -60,12 +68,17 @@ def read_settings(config: Mapping[str, Any], section: tuple[str, ...] = ("model"
     """Settings from dotted names.
 
     Raises:
-        SettingsError: unknown name or value out of range; its path begins with `section`.
+        SettingsError: unknown name or value out of range, or a `cnn` that `config` itself freezes; its path
+            begins with `section`.
     """
     try:
-        return Settings.from_flat(dict(config))
+        settings = Settings.from_flat(dict(config))
     except ValidationError as error:
         raise _refusal(error, Settings, section) from error
+    if {"encoder", "encoder_trainable"} <= config.keys() and _freezes_cnn(settings):
+        remedy = "; where both are searched, give encoder_trainable `when: {encoder: [efficientnet_lite0]}`"
+        raise SettingsError((*section, "encoder_trainable"), _FROZEN_CNN + remedy)
+    return settings
 
 
 def caches_features(settings: Settings) -> bool:
@@ -73,17 +86,23 @@ def caches_features(settings: Settings) -> bool:
     return settings.encoder != "cnn" and not settings.encoder_trainable
 
 
+def _freezes_cnn(settings: Settings) -> bool:
+    return settings.encoder == "cnn" and not settings.encoder_trainable
+
+
 def _check_combinations(settings: Mapping[str, Any], searched: Mapping[str, Sequence[Any]]) -> None:
+    """Every combination of what is fixed and searched, conditions aside: they are not told here.
+
+    So a frozen `cnn` of which both halves are searched is left to the trial (`read_settings`): a condition
+    may well keep them apart, and no other choice of domains could.
+    """
     together = ("encoder", "encoder_trainable", "augment", "decoder", "decoder_width", "decoder_heads")
     fixed = {name: value for name, value in settings.items() if name in together}
     names = [name for name in together if name in searched]
     for values in itertools.product(*(searched[name] for name in names)):
-        trial = read_settings(fixed | dict(zip(names, values, strict=True)))
-        if trial.encoder == "cnn" and not trial.encoder_trainable:
-            raise SettingsError(
-                _place("encoder_trainable", searched),
-                "a frozen cnn would keep its random weights: choose efficientnet_lite0, or true here",
-            )
+        trial = Settings.from_flat(fixed | dict(zip(names, values, strict=True)))
+        if _freezes_cnn(trial) and not {"encoder", "encoder_trainable"} <= searched.keys():
+            raise SettingsError(_place("encoder_trainable", searched), _FROZEN_CNN)
         if trial.augment and caches_features(trial):
             raise SettingsError(
                 _place("augment", searched),

