@@ -4,6 +4,7 @@ import re
 import pytest
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -238,19 +239,27 @@ def test_tied_words_are_ranked_by_their_own_vectors(kind, embedding_width):
     assert matrices == [(VOCABULARY, embedding_width or 24)]
 
 
-@every_decoder
-def test_shared_weights_train_under_ddp_as_they_do_alone(kind, tmp_path):
-    decoder, (features, tokens) = make(kind, 3, tie_embeddings=True, share_layers=True), batch()
-    decoder(features, tokens).square().sum().backward()
-    alone = [parameter.grad.clone() for parameter in decoder.parameters()]
-    decoder.zero_grad()
-    dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        DistributedDataParallel(decoder)(features, tokens).square().sum().backward()
-    finally:
-        dist.destroy_process_group()
-    for parameter, gradient in zip(decoder.parameters(), alone, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient)
+def _half_a_batch(rank, store):
+    """One of two workers: its half of the gradient, averaged by DDP, must be that of the whole batch."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
+    for kind in ("gru", "gru_attention", "transformer"):
+        decoder, (features, tokens) = make(kind, 3, tie_embeddings=True, share_layers=True), batch(4)
+        decoder(features, tokens).square().mean().backward()
+        alone = [parameter.grad.clone() for parameter in decoder.parameters()]
+        decoder.zero_grad()
+        parallel = DistributedDataParallel(decoder)  # it averages only as long as it lives
+        half = slice(2 * rank, 2 * rank + 2)
+        parallel(features[half], tokens[half]).square().mean().backward()
+        for parameter, gradient in zip(decoder.parameters(), alone, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_two_workers_train_shared_weights_as_one_does(tmp_path):
+    mp.spawn(_half_a_batch, (tmp_path / "store",), nprocs=2)
 
 
 def test_heads_that_do_not_divide_the_width_are_refused_with_the_nearest_that_do():
