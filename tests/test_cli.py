@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
@@ -16,11 +17,12 @@ from tuning.cli import main
 from tuning.events import EpochReported, TrialEnded, TrialStarted
 from tuning.experiment import Experiment
 from tuning.experiment_file import ExperimentError
+from tuning.plan import expected_epochs, grid_size
 from tuning.query import QueryError, where
 from tuning.results import ResultsWriter, load
 from tuning.runner import ExportFailed
 from tuning.storage import write_description
-from tuning.summaries import expected_epochs
+from tuning.summaries import experiment_state
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 SPEC = {
@@ -196,6 +198,76 @@ def test_check_tells_the_plan_and_starts_nothing(captune, runner, tmp_path):
     )
 
 
+TWO = {
+    "objectives": [
+        {"metric": "cider", "mode": "max", "reference": 0.0},
+        {"metric": "size_mb", "mode": "min", "reference": 10.0},
+    ],
+    "constraints": [],
+}
+
+
+def test_check_tells_starting_points_sources_budgets_and_references(captune, tmp_path):
+    spec = SPEC | TWO
+    spec["search"] = {
+        "start": [{"learning_rate": 0.1}, {"learning_rate": 0.2}],
+        "from": ["swans", "t.parquet"],
+    }
+    spec["scheduler"] = {"algorithm": "asha_stopping"}
+    spec["budget"] = {"epochs": 90, "worker_hours": 2, "money": 5, "price_per_hour": 2.5, "plateau": 7}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(spec))
+    output = " ".join(said(captune("check", "two.yaml"), 0).split())
+    for part in (
+        "cider, maximal, reference 0",
+        "size_mb, minimal, reference 10",
+        "auto, seed 0",
+        "starts with 2 configurations of the file",
+        "learns from swans, t.parquet",
+        "the others end there (asha_stopping)",
+        "90 epochs in all, 2 worker-hours, 5 in money, at 2.5 per worker-hour, "
+        "until 7 trials in a row bring nothing better",
+    ):
+        assert part in output
+    promoting = " ".join(said(captune("check", "birds.yaml"), 0).split())
+    assert "the others pause and may go on later (asha)" in promoting
+
+
+def test_a_grid_is_told_with_its_size(captune, tmp_path):
+    spec = SPEC | {"search": {"algorithm": "grid"}}
+    spec["search_space"] = {
+        "width": {"int": [64, 256], "step": 64},
+        "dropout": {"float": [0.0, 0.3], "step": 0.1},
+        "method": {"choice": ["none", "int8", "low_rank"]},
+        "ratio": {"choice": [0.25, 0.5], "when": {"method": ["low_rank"]}},
+        "deep": {"choice": [1, 2, 3], "when": {"ratio": [0.5]}},
+    }
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(spec))
+    experiment = Experiment.from_dict(spec)
+    assert grid_size(experiment.space) == 4 * 4 * (2 + 1 + 3) == len(list(experiment.space.grid()))
+    assert "grid of 96 configurations, seed 0" in said(captune("check", "grid.yaml"), 0)
+
+
+def test_with_several_objectives_results_are_ranked_front_by_front(captune):
+    flock = Experiment.from_dict(SPEC | TWO | {"name": "flock"})
+    ciders_and_sizes = [(0.5, 8.0), (0.4, 9.0), (0.25, 2.0), (0.2, 3.0), (0.9, 1.0)]
+    events = [
+        event
+        for number, (cider, size) in enumerate(ciders_and_sizes)
+        for event in trial(number, 0.1, [cider], "diverged" if cider == 0.9 else "completed", size_mb=size)
+    ]
+    record(flock, events)
+    lines = said(captune("results", "flock"), 0).splitlines()
+    shown = [line[:5] for line in lines if line[:4] == "0000"]
+    assert set(shown[:2]) == {"00000", "00002"} and shown[-1] == "00004"
+    lines = said(captune("best", "flock"), 0).splitlines()
+    assert [line[:5] for line in lines if line[:4] == "0000"] == ["00000", "00002"]
+    text = " ".join(" ".join(lines).split())
+    assert "best trial 00000 (completed, epoch 1 of 1)" in text and "by cider, the first objective" in text
+    assert "front 2 trials, hypervolume" in text
+    assert "cider 0.5 (trial 00000), front of 2" in said(captune("list"), 0)
+    assert "hypervolume" in said(captune("results", "flock", "epochs"), 0).splitlines()[0]
+
+
 def test_expected_epochs_without_rungs_are_all():
     scheduler = Experiment.from_dict(SPEC | {"scheduler": {"algorithm": "none", "max_epochs": 5}}).scheduler
     assert expected_epochs(scheduler, 4) == 20
@@ -332,6 +404,41 @@ def test_list_tells_how_each_stands(captune, birds):
     assert "unfinished" in lines["halfway"] and "1/4" in lines["halfway"]
     assert "running" in lines["running"].split()[1]
     assert "no experiments in nowhere" in said(captune("list", "--storage", "nowhere"), 0)
+
+
+def paused(number, reason):
+    *before, _ = trial(number, 0.1, [0.2])
+    yield from before
+    yield TrialEnded(trial_id=f"{number:05}", state="paused", reason=reason, at=AT)
+
+
+WAITS, INTERRUPTED = "rung 0: waits for promotion", "the run was interrupted"
+
+
+@pytest.mark.parametrize(
+    ("budget", "last", "state"),
+    [
+        ({"trials": 3}, WAITS, "finished"),
+        ({"trials": 4}, WAITS, "unfinished"),
+        ({"trials": 3}, INTERRUPTED, "unfinished"),
+        ({"epochs": 6}, WAITS, "finished"),
+        ({"epochs": 6}, "all 6 epochs of the budget are spent", "finished"),
+        ({"epochs": 7}, WAITS, "unfinished"),
+        ({"epochs": 7, "trials": 3}, WAITS, "finished"),
+        ({"money": 1, "price_per_hour": 300}, INTERRUPTED, "finished"),  # 12 s at 300 an hour
+        ({"money": 2, "price_per_hour": 300}, WAITS, "unfinished"),
+        ({"time": "1h"}, WAITS, "finished"),
+        ({"time": "1h"}, "the budget's 3600 s are over", "unfinished"),  # resumed, it gets an hour again
+    ],
+)
+def test_a_run_whose_trials_wait_at_rungs_is_finished_once_its_budget_is_used_up(
+    captune, budget, last, state
+):
+    events = [*trial(0, 0.1, [0.1, 0.2]), *paused(1, WAITS), *paused(2, last)]
+    events.insert(-1, replace(events[-2], epoch=2, checkpoint="checkpoints/00002/0002"))
+    events.insert(-1, replace(events[-2], epoch=3, checkpoint="checkpoints/00002/0003"))
+    found = record(Experiment.from_dict(SPEC | {"name": "waiting", "budget": budget}), events)
+    assert len(found.epochs) == 6 and experiment_state(found) == state
 
 
 def test_list_goes_on_after_one_that_cannot_be_read(captune, birds):

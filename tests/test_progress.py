@@ -85,25 +85,54 @@ def test_heartbeats_are_bounded(tmp_path, clock):
     assert output().count("0 of 4 trials done (1 running)") == 3  # 100 seconds, one line in 30
 
 
-def test_time_left_from_what_trials_took(tmp_path, clock):
-    progress, _ = plain(experiment(tmp_path), clock)
-    assert progress.time_left() is None
-    for trial in ("a", "b"):  # two gangs
-        progress.handle(start(trial))
-    assert progress.time_left() is None
-    clock.now += 60
-    progress.handle(end("a"))
-    progress.handle(start("c"))
-    assert progress.time_left() == pytest.approx((3 * 60 - 60) / 2)  # b has had its minute already
-    clock.now += 600
-    assert progress.time_left() == 0
-
-
-def test_time_left_from_the_time_budget(tmp_path, clock):
-    progress, _ = plain(experiment(tmp_path, budget={"time": "10m"}), clock)
+def test_what_is_spent_of_each_limit_is_shown(tmp_path, clock):
+    budget = {"epochs": 200, "worker_hours": 2, "money": 5, "price_per_hour": 1.5}
+    spec = experiment(tmp_path, budget=budget)
+    before = ResultsWriter(spec)
+    for event in [start("a"), epoch("a", 1, cider=0.3, worker_s=1800.0), end("a", "paused", "rung 0")]:
+        before.handle(event)
+    before.close()
+    progress, output = plain(spec, clock)  # a resumed run goes on counting
     progress.handle(start("a"))
-    clock.now += 60
-    assert progress.time_left() == pytest.approx(540)
+    progress.handle(epoch("a", 2, cider=0.3, worker_s=1800.0))
+    spent = "2 of 200 epochs, 1 of 2 worker-hours, 1.5 of 5 in money"
+    with progress._console.capture() as shown:
+        progress._console.print(progress.panel())
+    assert f"spent {spent}" in shown.get()
+    progress.close()
+    assert f"(1 running), {spent}; best" in output()
+
+
+def test_a_paused_trial_is_done_for_now_and_gets_a_short_line(tmp_path, clock):
+    progress, output = plain(experiment(tmp_path), clock)
+    progress.handle(start("00000"))
+    progress.handle(epoch("00000", 1, cider=0.25))
+    progress.handle(end("00000", "paused", "rung 0: waits for promotion"))
+    progress.handle(start("00001"))
+    progress.close()
+    (line,) = [line for line in output().splitlines() if "00000 paused" in line]
+    assert "cider 0.25" in line and "(rung 0: waits for promotion)" in line and "learning_rate" not in line
+    assert "1 of 4 trials done (1 running · 1 paused)" in output().splitlines()[-1]
+
+
+def test_several_objectives_show_the_front_and_its_hypervolume(tmp_path, clock):
+    objectives = [
+        {"metric": "cider", "mode": "max", "reference": 0.0},
+        {"metric": "size_mb", "mode": "min", "reference": 10.0},
+    ]
+    progress, output = plain(experiment(tmp_path, objectives=objectives), clock)
+    for trial, cider, size in [("a", 0.5, 8.0), ("b", 0.25, 2.0), ("c", 0.2, 9.0)]:
+        progress.handle(start(trial))
+        progress.handle(epoch(trial, 1, cider=cider, size_mb=size))
+        progress.handle(end(trial))
+    with progress._console.capture() as shown:
+        progress._console.print(progress.panel())
+    assert "front 2 trials, hypervolume 2.5" in shown.get()  # 0.5 * 2 + 0.25 * 6
+    progress.close()
+    ended = [line for line in output().splitlines() if "completed" in line and "trials done" not in line]
+    assert ["hypervolume 1 " in ended[0], "hypervolume 2.5" in ended[1]] == [True, True]
+    assert "cider 0.25" in ended[1] and "size_mb 2" in ended[1]
+    assert "best cider 0.5  size_mb 8  trial a, epoch 1; front 2 trials, hypervolume 2.5" in output()
 
 
 def test_best_so_far_keeps_the_constraints(tmp_path, clock):
@@ -141,7 +170,7 @@ def test_a_terminal_gets_a_panel_that_goes_away(tmp_path, clock):
     with console.capture() as shown:
         console.print(progress.panel())
     text = shown.get()
-    for part in ("birds", "0 of 4 trials done", "1 running", "cider 0.25", "epoch 2/9", "1 s elapsed"):
+    for part in ("birds", "0 of 4 trials done", "1 running", "cider 0.25", "epoch 2/9", "1 s elapsed", "s left"):
         assert part in text
     clock.now += 1
     progress.handle(end("00000"))

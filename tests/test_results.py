@@ -2,14 +2,22 @@
 
 import json
 import os
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from search_spaces.space import Choice, Float, Int, Space
+from tuning import ranking
 from tuning.events import EpochReported, TrialEnded, TrialStarted
 from tuning.experiment import Experiment
+from tuning.ledger import Ledger
 from tuning.results import ResultsWriter, check_tables, load
 from tuning.schema import epochs_dtypes, searched_columns, trials_dtypes
 from tuning.storage import UnknownExperiment, UnreadableResults, find_folder, write_description, write_table
@@ -41,7 +49,10 @@ def experiment(folder, *, objectives=(("cider", "max"),), constraints=()):
             "storage": str(folder.parent),
             "trainable": "curves",
             "search_space": SPACE.to_dict(),
-            "objectives": [{"metric": metric, "mode": mode} for metric, mode in objectives],
+            "objectives": [
+                dict(zip(("metric", "mode", "reference"), objective, strict=False))
+                for objective in objectives
+            ],
             "constraints": list(constraints),
             "budget": {"trials": 8},
             "search": {"seed": 7},
@@ -367,6 +378,130 @@ def test_check_tables_sees_what_is_wrong(tmp_path):
     assert any("not in trials" in line for line in check_tables(trials[:1], epochs))
     trials.loc[0, "state"] = "lost"
     assert any("state 'lost'" in line for line in check_tables(trials, epochs))
+
+
+TWO = (("cider", "max"), ("size_mb", "min"))
+TWO_FROM = (("cider", "max", 0.0), ("size_mb", "min", 10.0))
+
+
+def shot(trial, cider, size, minute=1, state="completed"):
+    """A trial of one epoch."""
+    report = epoch(trial, 1, rung=0, cider=cider, size_mb=size)
+    return [started(trial), replace(report, at=START + timedelta(minutes=minute)), ended(trial, state)]
+
+
+def test_the_front_has_what_nothing_beats_within_the_constraints(tmp_path):
+    spec = experiment(tmp_path, objectives=TWO, constraints=[{"metric": "latency_ms", "max": 9.0}])
+    writer = ResultsWriter(spec)
+    assert len(results(writer, tmp_path).front()) == 0
+    for trial, cider, size, latency in [
+        ("small", 0.2, 1.0, 5.0),
+        ("beaten", 0.4, 6.0, 5.0),
+        ("large", 0.6, 9.0, 5.0),
+        ("middle", 0.4, 5.0, 5.0),
+        ("slow", 0.9, 0.1, 50.0),
+        ("equal", 0.4, 5.0, 5.0),
+    ]:
+        play(writer, *one_trial(trial, [cider], size_mb=size, latency_ms=latency))
+    play(
+        writer,
+        started("wild"),
+        epoch("wild", 1, cider=1.0, size_mb=0.1, latency_ms=1.0),
+        ended("wild", "failed"),
+    )
+    play(writer, *one_trial("sizeless", [0.99], latency_ms=1.0))
+    found = results(writer, tmp_path)
+    assert found.front()["trial_id"].tolist() == ["large", "middle", "small"]
+    assert writer.ledger.front_size() == 3
+    assert found.best()["trial_id"] == writer.ledger.best()["trial_id"] == "large"
+    ranked = found.ranked()["trial_id"].tolist()
+    assert set(ranked[:3]) == {"large", "middle", "small"} and set(ranked[3:5]) == {"beaten", "equal"}
+    assert ranked[5] == "slow" and set(ranked[6:]) == {"wild", "sizeless"}
+
+
+def test_one_objective_has_a_front_of_one_and_no_hypervolume(tmp_path):
+    writer = play(ResultsWriter(experiment(tmp_path)), *one_trial("a", [0.2, 0.3]), *one_trial("b", [0.1]))
+    found = results(writer, tmp_path)
+    assert found.front()["trial_id"].tolist() == ["a"]
+    assert found.epochs["hypervolume"].isna().all() and writer.ledger.hypervolume is None
+
+
+def test_the_row_of_a_trial_is_its_best_epoch_by_the_first_objective_then_the_others(tmp_path):
+    writer = ResultsWriter(experiment(tmp_path, objectives=TWO))
+    play(writer, started("a"), epoch("a", 1, cider=0.4, size_mb=3.0), epoch("a", 2, cider=0.4, size_mb=2.0))
+    play(writer, epoch("a", 3, cider=0.3, size_mb=1.0), epoch("a", 4, cider=0.9, size_mb=float("nan")))
+    assert results(writer, tmp_path).trials.loc[0, ["best_epoch", "cider", "size_mb"]].tolist() == [
+        2,
+        0.4,
+        2.0,
+    ]
+
+
+def test_hypervolume_grows_from_the_reference_report_by_report(tmp_path):
+    writer = ResultsWriter(experiment(tmp_path, objectives=TWO_FROM))
+    play(writer, *shot("a", 0.5, 8.0, 1), *shot("b", 0.25, 2.0, 2), *shot("c", 0.2, 9.0, 3))
+    play(writer, started("d"), epoch("d", 4, cider=0.9))  # between rungs: nothing new
+    play(writer, *shot("e", 0.5, 2.0, 5), *shot("f", 0.9, 11.0, 6))  # beyond the reference
+    volumes = results(writer, tmp_path).epochs.set_index("trial_id")["hypervolume"].to_dict()
+    expected = {"a": 0.5 * 2, "b": 0.5 * 2 + 0.25 * 6, "c": 2.5, "d": 2.5, "e": 4.0, "f": 4.0}
+    assert volumes == pytest.approx(expected)
+
+
+def test_a_reference_that_nobody_gave_is_the_worst_of_the_first_ten_results(tmp_path):
+    writer = ResultsWriter(experiment(tmp_path, objectives=(TWO[0], TWO_FROM[1])))
+    for number in range(9):
+        play(writer, *shot(f"{number}", 0.2 + number / 100, 8.0 + number / 10, number))
+    assert results(writer, tmp_path).epochs["hypervolume"].isna().all()
+    play(writer, *shot("9", 0.7, 6.0, 9), *shot("worse", 0.1, 5.0, 10))
+    volumes = results(writer, tmp_path).epochs["hypervolume"].tolist()
+    assert volumes[9:] == pytest.approx([0.5 * 4.0, 0.5 * 4.0])  # from cider 0.2; `worse` lies below it
+
+
+def test_what_misses_the_constraints_adds_no_hypervolume(tmp_path):
+    spec = experiment(tmp_path, objectives=TWO_FROM, constraints=[{"metric": "size_mb", "max": 5.0}])
+    writer = play(ResultsWriter(spec), *shot("a", 0.5, 8.0, 1), *shot("b", 0.25, 2.0, 2))
+    assert results(writer, tmp_path).epochs["hypervolume"].tolist() == pytest.approx([0.0, 0.25 * 8])
+
+
+points = st.tuples(st.integers(0, 5).map(lambda n: n / 5), st.integers(0, 5).map(float))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), points, st.booleans()), max_size=24), st.integers(0, 24))
+def test_a_resumed_run_has_the_same_best_trial_and_the_same_hypervolumes(reports, cut):
+    """Reports of four trials in any order, some of them of an epoch that was lost and is repeated."""
+    with TemporaryDirectory() as folder:
+        spec = experiment(Path(folder) / "x", objectives=TWO)
+        ledger, done = Ledger(spec), {}
+        for number, (trial, (cider, size), repeated) in enumerate(reports):
+            if number == cut:  # the run is killed after a write and resumed
+                write_table(ledger.trials_table(), spec.folder / "trials.parquet")
+                write_table(ledger.epochs_table(), spec.folder / "epochs.parquet")
+                earlier, ledger = ledger, Ledger(spec)
+                ledger.take_up(spec.folder)
+                assert ledger.hypervolume == earlier.hypervolume
+                pd.testing.assert_frame_equal(ledger.epochs_table(), earlier.epochs_table())
+            name = f"{trial}"
+            if name not in done:
+                ledger.apply(started(name))
+            done[name] = max(1, done.get(name, 0) + (not repeated))
+            report = epoch(name, done[name], cider=cider, size_mb=size)
+            ledger.apply(replace(report, at=START + timedelta(minutes=number)))
+        told = ledger.epochs_table().sort_values("at")
+        growing = told["hypervolume"].dropna()
+        assert growing.is_monotonic_increasing and len(growing) == max(0, len(told) - 9)
+        write_table(ledger.trials_table(), spec.folder / "trials.parquet")
+        write_table(ledger.epochs_table(), spec.folder / "epochs.parquet")
+        found, again = load(spec.folder), Ledger(spec)
+        again.take_up(spec.folder)
+        pd.testing.assert_frame_equal(again.epochs_table(), ledger.epochs_table())
+        if len(found.trials):
+            assert found.best()["trial_id"] == ledger.best()["trial_id"] == again.best()["trial_id"]
+            assert ledger.front_size() == len(found.front())
+        if len(growing):
+            losses = np.column_stack([-told["cider"].astype(float), told["size_mb"].astype(float)])
+            worst = losses[:10].max(axis=0)
+            assert growing.iloc[-1] == pytest.approx(ranking.hypervolume(losses, worst))
 
 
 def test_an_infinite_figure_is_never_the_best(tmp_path):

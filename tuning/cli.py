@@ -158,7 +158,7 @@ def check(file: str, overrides: tuple[str, ...], storage: str | None) -> None:
     from rich.console import Console
 
     from tuning.experiment import Experiment
-    from tuning.summaries import plan_table
+    from tuning.plan import plan_table
 
     experiment = Experiment.load(file, _with_storage(overrides, storage))
     machine = _this_machine()
@@ -248,6 +248,8 @@ def results(
 def best(name: str, storage: str) -> None:
     """Show the best trial of experiment NAME: configuration, figures, where its model is.
 
+    With several objectives, first the front: the trials that no other beats in every objective.
+
     \b
     Examples:
       captune best shapes
@@ -255,7 +257,11 @@ def best(name: str, storage: str) -> None:
     """
     from tuning.results import load
 
-    _print_best(load(name, storage))
+    found = load(name, storage)
+    if len(found.experiment.objectives) > 1 and len(front := found.front()):
+        _print_table(front, found)
+        click.echo()
+    _print_best(found)
 
 
 @main.command()
@@ -376,7 +382,7 @@ def _write(frame: pd.DataFrame, form: str, output: Path | None) -> None:
 
 
 def _show_outcome(found: Results) -> None:
-    from tuning.ledger import WENT_WRONG
+    from tuning.comparison import WENT_WRONG
 
     trials = found.trials
     if trials["state"].isin(WENT_WRONG).all():

@@ -6,13 +6,15 @@ In memory only: `tuning/results.py` writes the tables, `tuning/progress.py` show
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from tuning import ranking
+from tuning.comparison import WENT_WRONG, Comparison, Row
 from tuning.events import FINAL_STATES, EpochReported, Event, TrialStarted
+from tuning.growing_front import GrowingFront
 from tuning.schema import (
     COST_NAMES,
     EPOCH_STRUCTURE,
@@ -29,22 +31,18 @@ if TYPE_CHECKING:
     from tuning.events import TrialEnded
     from tuning.experiment import Experiment
 
-Row = dict[str, Any]
-
-#: Trials in these states are never recommended, however good their figures were before.
-WENT_WRONG = frozenset({"diverged", "failed", "out_of_memory"})
-
 
 class Ledger:
     """Rows of `trials` and `epochs`, kept up by events; columns as in `tuning/schema.py`, gaps are absent."""
 
     def __init__(self, experiment: Experiment):
-        self._objectives = [(figure_column(each.metric), each.mode) for each in experiment.objectives]
-        self._constraints = [(figure_column(each.metric), each.excess) for each in experiment.constraints]
+        self.comparison = Comparison(experiment)
+        self._several = len(experiment.objectives) > 1
         self._searched = searched_columns(experiment.space)
-        wanted = [name for name, _ in self._objectives] + [name for name, _ in self._constraints]
-        self._wanted = list(dict.fromkeys(wanted))
         self._figures: dict[str, None] = {}  # reported columns, in the order of their first appearance
+        self._front = GrowingFront(self.comparison.references)
+        self._best: tuple[tuple[float, ...], str] | None = None  # its key, and its trial_id
+        self._places: dict[str, int] = {}  # of the trials, in the order in which they started
         self.trials: dict[str, Row] = {}
         self.epochs: dict[str, dict[int, Row]] = {}
 
@@ -56,6 +54,7 @@ class Ledger:
             self._reported(event)
         else:
             self._ended(event)
+        self._compare_with_best(event.trial_id)
 
     def trials_table(self) -> pd.DataFrame:
         """The table of trials as of now, in the order in which they started."""
@@ -84,35 +83,36 @@ class Ledger:
         for trial_id, row in self.trials.items():
             row |= self._effort(trial_id, row)
             self._summarise(trial_id)
+            self._places[trial_id] = len(self._places)
+        self._find_best()
+        self._regrow_front()
 
     def best(self) -> Row | None:
         """The row of the best trial so far, by the rules of `Results.best`; None before there is one."""
-        name, mode = self._objectives[0]
-        usable = [
-            row
-            for row in self.trials.values()
-            if row["state"] not in WENT_WRONG and _is_number(row.get(name))
-        ]
-        sign = 1 if mode == "min" else -1
-        return min(usable, key=lambda row: (self.violation(row), sign * row[name]), default=None)
+        return None if self._best is None else self.trials[self._best[1]]
 
-    def violation(self, row: Row) -> float:
-        """By how much a trial misses the constraints, 0 if it meets them all."""
-        return sum(
-            max(0.0, excess(row[name])) if _is_number(row.get(name)) else float("inf")
-            for name, excess in self._constraints
-        )
+    @property
+    def hypervolume(self) -> float | None:
+        """Of the front of all results so far; None with one objective or before the reference is known."""
+        return self._front.hypervolume if self._several else None
+
+    def front_size(self) -> int:
+        """Number of trials in the front so far, by the rules of `Results.front`. Looks at every trial."""
+        keys = (self._key(trial_id) for trial_id in self.trials)
+        losses = [key[1:-1] for key in keys if key is not None and key[0] == 0]
+        return int(ranking.front(losses).sum())
 
     def _ordered_figures(self) -> list[str]:
         known = [column.name for column in FIGURES if column.name in self._figures]
-        return list(dict.fromkeys([*self._wanted, *known, *self._figures]))
+        return list(dict.fromkeys([*self.comparison.columns, *known, *self._figures]))
 
     def _in_trials(self, figure: str) -> bool:
         # worker_s is a sum over epochs there, not a figure of the best one
-        return figure not in COST_NAMES or (figure in self._wanted and figure != "worker_s")
+        return figure not in COST_NAMES or (figure in self.comparison.columns and figure != "worker_s")
 
     def _started(self, event: TrialStarted) -> None:
         if event.trial_id not in self.trials:
+            self._places[event.trial_id] = len(self._places)
             self.trials[event.trial_id] = {"trial_id": event.trial_id, "epochs": 0}
             self.trials[event.trial_id] |= self._effort(event.trial_id)
             self._summarise(event.trial_id)  # where only its epochs were written before a kill
@@ -125,6 +125,7 @@ class Ledger:
         trial, done = self.trials[event.trial_id], self.epochs[event.trial_id]
         metrics = {figure_column(name): float(value) for name, value in event.metrics.items()}
         self._figures |= dict.fromkeys(metrics)
+        replaced = event.epoch in done
         # An epoch repeated after a restart takes the place of the lost one; the work was done twice, though.
         done[event.epoch] = {
             "trial_id": event.trial_id,
@@ -134,8 +135,13 @@ class Ledger:
             "gang": event.gang,
             "checkpoint": event.checkpoint,
             "at": event.at,
+            "hypervolume": self.hypervolume,
             **metrics,
         }
+        if replaced:
+            self._regrow_front()
+        else:
+            self._grow_front(done[event.epoch])
         trial["worker_s"] += metrics.get("worker_s", 0.0)
         trial["node"] = event.node
         trial["restarts"] = max(trial["restarts"], event.attempt - 1)
@@ -159,6 +165,44 @@ class Ledger:
             "finished_at": event.at if event.state in FINAL_STATES else None,
         }
 
+    def _key(self, trial_id: str) -> tuple[float, ...] | None:
+        """What trials are compared by, smaller is better: violation, losses, place; None if it is out."""
+        row = self.trials[trial_id]
+        losses = self.comparison.losses(row)
+        if row["state"] in WENT_WRONG or losses is None:
+            return None
+        return (self.comparison.violation(row), *losses, self._places[trial_id])
+
+    def _compare_with_best(self, trial_id: str) -> None:
+        """After a change of one trial; all trials are looked at only where the best one became worse."""
+        key = self._key(trial_id)
+        if self._best is None or (key is not None and key <= self._best[0]):
+            self._best = self._best if key is None else (key, trial_id)
+        elif trial_id == self._best[1]:
+            self._find_best()
+
+    def _find_best(self) -> None:
+        keys = ((self._key(trial_id), trial_id) for trial_id in self.trials)
+        self._best = min(((key, trial_id) for key, trial_id in keys if key is not None), default=None)
+
+    def _grow_front(self, row: Row) -> None:
+        """Take an epoch into the front and write the hypervolume after it into its row."""
+        if self._several:
+            losses = self.comparison.losses(row)
+            if losses is not None:
+                self._front.add(losses, feasible=self.comparison.violation(row) == 0)
+            row["hypervolume"] = self._front.hypervolume
+
+    def _regrow_front(self) -> None:
+        """Work all hypervolumes out again, in the order of reporting: what is in the tables is what counts.
+
+        The hypervolume never shrinks, so that it tells the order even where the clock was set back.
+        """
+        self._front = GrowingFront(self.comparison.references)
+        rows = (row for done in self.epochs.values() for row in done.values())
+        for row in sorted(rows, key=lambda row: (_or_nothing(row.get("hypervolume")), row["at"])):
+            self._grow_front(row)
+
     def _summarise(self, trial_id: str) -> None:
         """Work out the columns of a trial that follow from its epochs."""
         row, done = self.trials[trial_id], self.epochs[trial_id]
@@ -167,40 +211,15 @@ class Ledger:
         last = done[max(done)]
         rungs = [epoch["rung"] for epoch in done.values() if epoch.get("rung") is not None]
         row |= {"epochs": max(done), "gang": last["gang"], "rung": max(rungs, default=None)}
-        best = best_epoch(done.values(), self._objectives)
+        best = self.comparison.best_epoch(done.values())
         figures = [name for name in self._figures if self._in_trials(name)]
         row |= {name: best.get(name) if best else None for name in figures}
         row["best_epoch"] = best["epoch"] if best else None
         row["checkpoint"] = best["checkpoint"] if best else None
 
 
-def best_epoch(epochs: Iterable[Row], objectives: Sequence[tuple[str, str]]) -> Row | None:
-    """The fully evaluated epoch with the best first objective, the earliest of equals; None if there is none.
-
-    Fully evaluated means: every objective is there, and no other such epoch carries more figures (between
-    rungs a trainable may leave out those that cost much, like generated captions).
-    """
-    names = [name for name, _ in objectives]
-    candidates = [
-        (_figure_count(row), row) for row in epochs if all(_is_number(row.get(name)) for name in names)
-    ]
-    if not candidates:
-        return None
-    fullest = max(count for count, _ in candidates)
-    first, mode = objectives[0]
-    sign = 1 if mode == "min" else -1
-    return min(
-        (row for count, row in candidates if count == fullest),
-        key=lambda row: (sign * row[first], row["epoch"]),
-    )
-
-
-def _figure_count(row: Row) -> int:
-    return sum(_is_number(row[name]) for name in row.keys() - EPOCH_STRUCTURE - COST_NAMES)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def _or_nothing(value: float | None) -> float:
+    return -math.inf if value is None else value
 
 
 def _rows(frame: pd.DataFrame) -> list[Row]:

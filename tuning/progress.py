@@ -1,13 +1,13 @@
 """What a person sees while an experiment runs: a live panel in a terminal, plain lines elsewhere.
 
 Follows the events and nothing else; time comes from the `clock` passed in, output goes to the `console`.
+A trial counts as done when it is over or paused: under promoting ASHA most trials end a run paused.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
@@ -17,8 +17,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from tuning.budget import HOUR_S
+from tuning.comparison import WENT_WRONG, Row
 from tuning.events import FINAL_STATES, Event, TrialEnded, TrialStarted
-from tuning.ledger import WENT_WRONG, Ledger, Row
+from tuning.forecast import Forecast
+from tuning.ledger import Ledger
 from tuning.render import STATE_STYLE, about, config_text, duration, number, state_counts
 from tuning.schema import figure_column
 
@@ -32,7 +35,8 @@ REDRAW_S = 0.25
 
 
 class Progress:
-    """Shows trials by state, the best so far, the time left, and a line for each trial that ends.
+    """Shows trials by state, the best so far, what is spent, the time left, and a line for each trial that
+    ends or pauses.
 
     Args:
         experiment: what runs; where its folder has tables, the display goes on from them.
@@ -50,7 +54,7 @@ class Progress:
         heartbeat_s: float = 30.0,
     ):
         self._experiment = experiment
-        self._objective = figure_column(experiment.objectives[0].metric)
+        self._objectives = [figure_column(each.metric) for each in experiment.objectives]
         self._console = console or Console()
         self._terminal = self._console.is_terminal and not self._console.is_dumb_terminal
         self._clock, self._heartbeat_s = clock, heartbeat_s
@@ -59,35 +63,28 @@ class Progress:
         for row in self._ledger.trials.values():
             if row["state"] == "running":  # before the interruption; it runs again when it is started again
                 row["state"] = "paused"
-        self._best: Row | None = self._ledger.best()
+        self._forecast = Forecast(experiment, self._ledger, clock=clock)
         self._start: float | None = None  # set at the first sign of life: data is prepared before
         self._last_heartbeat = -float("inf")
         self._last_drawn = -float("inf")
-        self._since: dict[str, float] = {}
-        self._durations: list[float] = []
-        self._gangs = 1
+        self._since: dict[str, float] = {}  # when each running trial was started
         self._live: Live | None = None
         self._closed = False
 
     def handle(self, event: Event) -> None:
-        """Take the event in; print a line if a trial ended."""
+        """Take the event in; print a line if a trial ended or paused."""
         self._begin()
-        before = self._best["trial_id"] if self._best else None
+        before, now = self._ledger.best(), self._clock()
         self._ledger.apply(event)
-        if not isinstance(
-            event, TrialStarted
-        ):  # a start changes no figure, and the search is over all trials
-            self._best = self._ledger.best()
+        self._forecast.handle(event)
+        best = self._ledger.best()
         if isinstance(event, TrialStarted):
-            self._since[event.trial_id] = self._clock()
-            self._gangs = max(self._gangs, len(self._since))
+            self._since[event.trial_id] = now
         elif isinstance(event, TrialEnded):
-            took = self._clock() - self._since.pop(event.trial_id, self._clock())
-            if event.state in FINAL_STATES:
-                self._durations.append(took)
-                self._show(self._ended_line(self._ledger.trials[event.trial_id], took))
-        elif self._best and self._best["trial_id"] not in (before, None) and not self._terminal:
-            self._show(self._best_line(self._best))
+            took = now - self._since.pop(event.trial_id, now)
+            self._show(self._ended_line(self._ledger.trials[event.trial_id], took))
+        elif best is not None and best is not before and not self._terminal:
+            self._show(self._best_line(best))
         self.tick()
 
     def tick(self) -> None:
@@ -118,21 +115,9 @@ class Progress:
         if self._start is not None:
             self._show(self._summary_line())
 
-    def time_left(self) -> float | None:
-        """Seconds until the budget is used up, estimated; None while nothing is known."""
-        budget, now = self._experiment.budget, self._clock()
-        estimates = []
-        if budget.time_s is not None:
-            estimates.append(budget.time_s - self._elapsed())
-        if budget.trials is not None and self._durations:
-            left = budget.trials - self._finished()
-            spent = sum(now - since for since in self._since.values())
-            estimates.append((left * fmean(self._durations) - spent) / self._gangs)
-        return max(0.0, min(estimates)) if estimates else None
-
     def panel(self) -> RenderableType:
         """The panel as of now."""
-        budget, finished = self._experiment.budget, self._finished()
+        budget, finished, best = self._experiment.budget, self._finished(), self._ledger.best()
         counts = Table.grid(padding=(0, 2))
         if budget.trials is not None:
             counts.add_row(
@@ -142,16 +127,21 @@ class Progress:
             )
         else:
             counts.add_row(Text(f"{finished} trials done", style="bold"), self._states())
-        parts: list[RenderableType] = [counts, Text()]
-        if self._best:
-            best = Text.assemble(("best  ", "bold green"), *self._figure(self._best))
-            parts += [best, Text(f"      {config_text(self._best)}", style="dim")]
+        parts: list[RenderableType] = [counts]
+        if spent := self._spent():
+            parts.append(Text(f"spent {', '.join(spent)}"))
+        parts.append(Text())
+        if best:
+            parts.append(Text.assemble(("best  ", "bold green"), *self._figure(best)))
+            parts.append(Text(f"      {config_text(best)}", style="dim"))
         else:
-            parts.append(Text(f"best  no {self._objective} yet", style="dim"))
+            parts.append(Text(f"best  no {' and '.join(self._objectives)} yet", style="dim"))
+        if len(self._objectives) > 1:
+            parts.append(Text.assemble(("front ", "bold green"), self._front_text()))
         if self._since:
             parts += [Text(), self._running()]
         times = f"{duration(self._elapsed())} elapsed"
-        left = self.time_left()
+        left = self._forecast.time_left(self._elapsed())
         times += f" · about {about(left)} left" if left is not None else ""
         return Panel(
             Group(*parts),
@@ -171,7 +161,28 @@ class Progress:
         return 0.0 if self._start is None else self._clock() - self._start
 
     def _finished(self) -> int:
-        return sum(row["state"] in FINAL_STATES for row in self._ledger.trials.values())
+        done = FINAL_STATES | {"paused"}
+        return sum(row["state"] in done for row in self._ledger.trials.values())
+
+    def _spent(self) -> list[str]:
+        """What is spent of each limit that epochs are counted against, `45 of 200 epochs`."""
+        limits, spent = self._experiment.budget, self._forecast.spent
+        parts = []
+        if limits.epochs is not None:
+            parts.append(f"{spent.epochs} of {limits.epochs} epochs")
+        if limits.worker_hours is not None:
+            parts.append(f"{number(spent.worker_s / HOUR_S)} of {limits.worker_hours:g} worker-hours")
+        if spent.cost is not None:
+            most = "" if limits.money is None else f" of {limits.money:g}"
+            parts.append(f"{number(spent.cost)}{most} in money")
+        return parts
+
+    def _front_text(self) -> str:
+        size = self._ledger.front_size()
+        return f"{size} trial{'' if size == 1 else 's'}, hypervolume {number(self._ledger.hypervolume)}"
+
+    def _objectives_text(self, row: Row, width: int = 0) -> str:
+        return "  ".join(f"{name} {number(row.get(name)):<{width}}" for name in self._objectives)
 
     def _states(self) -> Text:
         return state_counts(row["state"] for row in self._ledger.trials.values())
@@ -182,11 +193,10 @@ class Progress:
         most = self._experiment.scheduler.max_epochs
         for trial_id, since in list(self._since.items())[:SHOWN]:
             row = self._ledger.trials[trial_id]
-            value = row.get(self._objective)
             table.add_row(
                 trial_id,
                 f"epoch {row['epochs']}/{most}",
-                f"{self._objective} {number(value)}",
+                self._objectives_text(row),
                 duration(self._clock() - since),
                 Text(config_text(row), style="dim", overflow="ellipsis", no_wrap=True),
             )
@@ -196,10 +206,10 @@ class Progress:
 
     def _figure(self, row: Row) -> list[str | tuple[str, str]]:
         parts: list[str | tuple[str, str]] = [
-            (f"{self._objective} {number(row.get(self._objective))}", "bold"),
+            (self._objectives_text(row), "bold"),
             f"  trial {row['trial_id']}, epoch {row.get('best_epoch')}",
         ]
-        if self._ledger.violation(row):
+        if self._ledger.comparison.violation(row):
             parts.append(("  outside the constraints", "yellow"))
         return parts
 
@@ -209,14 +219,18 @@ class Progress:
         line = Text.assemble(
             (f"{duration(self._elapsed()):>7}  ", "dim"),
             (f"{sign} {row['trial_id']} {state.replace('_', ' '):<9}", STATE_STYLE[state]),
-            f"  {self._objective} {number(row.get(self._objective)):<7}",
+            f"  {self._objectives_text(row, width=7)}",
             f"  {row['epochs']} epoch{'s' if row['epochs'] != 1 else ' '}",
             f"  {duration(took):>6}",
         )
-        if self._best is row:
+        if self._ledger.best() is row:
             line.append("  ★ best so far", style="bold green")
+        if len(self._objectives) > 1:
+            line.append(f"  hypervolume {number(self._ledger.hypervolume)}")
         if state != "completed":
             line.append(f"  ({row['reason']})", style="red" if state in WENT_WRONG else "dim")
+        if state == "paused":  # most trials pause several times
+            return line
         # Last, as a terminal cuts the line where it is full.
         return line.append(f"  {config_text(row)}", style="dim")
 
@@ -228,9 +242,12 @@ class Progress:
         finished, trials = self._finished(), self._experiment.budget.trials
         done = f"{finished} of {trials} trials done" if trials is not None else f"{finished} trials done"
         line = Text(f"{duration(self._elapsed()):>7}  {done} ({self._states().plain})")
-        if self._best:
-            line.append("; best ").append_text(Text.assemble(*self._figure(self._best)))
-        left = None if self._closed else self.time_left()
+        line.append("".join(f", {part}" for part in self._spent()))
+        if best := self._ledger.best():
+            line.append("; best ").append_text(Text.assemble(*self._figure(best)))
+        if len(self._objectives) > 1:
+            line.append(f"; front {self._front_text()}")
+        left = None if self._closed else self._forecast.time_left(self._elapsed())
         return line.append(f"; about {about(left)} left" if left is not None else "")
 
     def _show(self, line: Text) -> None:

@@ -62,6 +62,11 @@ def about(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def count(number: int, noun: str) -> str:
+    """`1 trial`, `2 trials`."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 def config_text(row: Mapping[str, Any]) -> str:
     """The searched hyperparameters of a row: `learning_rate=0.002 batch_size=32`."""
     config = {name.removeprefix("config/"): row[name] for name in row if str(name).startswith("config/")}

@@ -17,8 +17,10 @@ import pandas as pd
 import yaml
 
 from search_spaces.space import nearest
+from tuning import ranking
+from tuning.comparison import WENT_WRONG, loss
 from tuning.events import FINAL_STATES, Event, TrialState
-from tuning.ledger import WENT_WRONG, Ledger
+from tuning.ledger import Ledger
 from tuning.schema import BETTER, figure_column
 from tuning.storage import UnreadableResults, find_folder, read_table, write_table
 
@@ -120,7 +122,7 @@ class Results:
         return self._violation() == 0
 
     def best(self, metric: str | None = None, *, mode: Literal["min", "max"] | None = None) -> pd.Series:
-        """The row of the best trial.
+        """The row of the best trial. Several objectives: by the first, the others decide among equals.
 
         Trials that meet every constraint come first; if none does, the one that violates them least (by the
         sum of relative excesses) is returned. Trials that diverged or failed are left out.
@@ -154,16 +156,51 @@ class Results:
         return self._ranked(column, direction).iloc[0]
 
     def ranked(self) -> pd.DataFrame:
-        """All trials, the best first as `best` sees it; last those that went wrong or have no figure."""
-        objective = self.experiment.objectives[0]
-        return self._ranked(figure_column(objective.metric), objective.mode)
+        """All trials, the best first; last those that went wrong or lack an objective.
 
-    def _ranked(self, column: str, direction: str) -> pd.DataFrame:
-        figure = self.trials[column].astype(float) * (1 if direction == "min" else -1)
+        With one objective in the order in which `best` sees them. With several, what keeps the constraints
+        comes first, front by front, within one by what the hypervolume would lose without the trial.
+        """
+        if len(self.experiment.objectives) == 1:
+            (objective,) = self.experiment.objectives
+            return self._ranked(figure_column(objective.metric), objective.mode)
+        losses = self._losses().mask(self.trials["state"].isin(WENT_WRONG), math.nan)
+        standings = [
+            ranking.Standing(tuple(each), violation)
+            for each, violation in zip(losses.to_numpy(), self._violation(), strict=True)
+        ]
+        return self.trials.iloc[ranking.best_first(standings)]
+
+    def front(self) -> pd.DataFrame:
+        """The trials that no other beats in every objective, sorted by the first objective, the best first.
+
+        Only trials that meet every constraint; of several with equal objectives, the first. A trial stands
+        there with its row's figures, those of its best epoch by the first objective.
+        """
+        losses = self._losses()
+        candidates = losses[
+            losses.map(math.isfinite).all(axis=1) & ~self.trials["state"].isin(WENT_WRONG) & self.feasible()
+        ]
+        best = candidates[ranking.front(candidates.to_numpy())]
+        return self.trials.loc[best.sort_values([*best], kind="stable").index]
+
+    def _ranked(self, column: str, direction: Literal["min", "max"]) -> pd.DataFrame:
         order = pd.DataFrame(
-            {"useless": ~self._usable(column), "violation": self._violation(), "figure": figure}
+            {
+                "useless": ~self._usable(column),
+                "violation": self._violation(),
+                "figure": loss(self.trials[column].astype(float), direction),
+                **self._losses().add_prefix("then by "),
+            }
         )
         return self.trials.loc[order.sort_values([*order], kind="stable").index]
+
+    def _losses(self) -> pd.DataFrame:
+        """A float column per objective, smaller is better, NaN where it is missing; index as in `trials`."""
+        columns = {figure_column(each.metric): each.mode for each in self.experiment.objectives}
+        return pd.DataFrame(
+            {name: loss(self.trials[name].astype(float), mode) for name, mode in columns.items()}
+        )
 
     def _usable(self, column: str) -> pd.Series:
         return self.trials[column].astype(float).map(math.isfinite) & ~self.trials["state"].isin(WENT_WRONG)

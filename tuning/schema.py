@@ -83,6 +83,7 @@ COSTS = (
 )
 
 EPOCH_TAIL = (
+    Column("hypervolume", FLOAT, "several objectives: of the front of all results up to this report", "max"),
     Column("checkpoint", STRING, "folder of the epoch's checkpoint, relative to the experiment's"),
     Column("at", TIME, "when the epoch was reported"),
 )

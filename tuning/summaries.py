@@ -1,30 +1,29 @@
-"""What the commands tell about an experiment as a whole: the plan, the best trial, the list of experiments.
+"""What the commands tell about an experiment as a whole: its best trial, its place in the list of them all.
 
-Tables for the terminal; how a figure looks is `tuning/render.py`'s business.
+Tables for the terminal; how a figure looks is `tuning/render.py`'s business, what a run would be `plan.py`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import filelock
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from tuning.budget import BudgetGuard
+from tuning.comparison import WENT_WRONG
 from tuning.events import FINAL_STATES
-from tuning.ledger import WENT_WRONG
-from tuning.render import STATE_STYLE, cell_text, missing, number
+from tuning.render import STATE_STYLE, cell_text, count, missing, number
 from tuning.results import Results, load
 from tuning.schema import figure_column
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from tuning.experiment import Experiment, Scheduler
-    from tuning.resources import GangPlan
+    from tuning.experiment import Experiment
 
 #: Figures worth a column on screen beside those that the experiment names.
 _KEY_FIGURES = ("bleu4", "val_loss", "size_mb", "latency_ms")
@@ -35,17 +34,21 @@ _COUNTS = frozenset({"epochs", "rung", "best_epoch", "restarts"})
 def telling(experiment: Experiment, frame: pd.DataFrame) -> list[str]:
     """Columns of a results table that tell most, the most telling first: what is shown unless asked for."""
     config = [str(name) for name in frame.columns if str(name).startswith("config/")]
-    figures = list(dict.fromkeys([*_wanted(experiment), *_KEY_FIGURES]))
+    figures = list(dict.fromkeys([*_wanted(experiment), "hypervolume", *_KEY_FIGURES]))
     names = ["trial_id", "epoch", *figures[:1], "state", "epochs", *config, *figures[1:], "worker_s"]
     return [name for name in names if name in frame.columns]
 
 
 def best_table(found: Results, row: pd.Series) -> Table:
-    """The best trial: where it stands, its figures, its configuration."""
+    """The best trial: where it stands, its figures, its configuration; how large the front is, if any."""
     table = Table.grid(padding=(0, 2))
     epoch = f"epoch {row['best_epoch']} of {row['epochs']}"
     table.add_row("best", Text(f"trial {row['trial_id']} ({row['state']}, {epoch})", style="bold green"))
     wanted = _wanted(found.experiment)
+    if len(found.experiment.objectives) > 1:
+        table.add_row("by", f"{wanted[0]}, the first objective")
+        volume = f", hypervolume {number(found.epochs['hypervolume'].max())}"
+        table.add_row("front", f"{count(len(found.front()), 'trial')}{volume}")
     figures = [str(name) for name in found.trials.select_dtypes("number") if name not in _COUNTS]
     for name in dict.fromkeys([*wanted, *(name for name in figures if not name.startswith("config/"))]):
         if not missing(row.get(name)):
@@ -56,41 +59,6 @@ def best_table(found: Results, row: pd.Series) -> Table:
     if not found.feasible()[found.trials["trial_id"] == row["trial_id"]].all():
         table.add_row("", Text("no trial meets the constraints; this one misses them least", style="yellow"))
     return table
-
-
-def plan_table(experiment: Experiment, plan: GangPlan, machine: Mapping[str, float]) -> Table:
-    """What a run of `experiment` would be, on a machine with these resources."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold")
-    table.add_row("experiment", f"{experiment.name}, results in {experiment.folder}")
-    table.add_row("trainable", experiment.trainable)
-    for label, section in (("data", experiment.data), ("fixed", experiment.model)):
-        if section:
-            table.add_row(label, ", ".join(f"{name} {number(value)}" for name, value in section.items()))
-    for index, (name, domain) in enumerate(experiment.space.to_dict().items()):
-        table.add_row("" if index else "searched", Text.assemble((name, "cyan"), "  ", _domain_text(domain)))
-    for objective in experiment.objectives:
-        table.add_row("objective", f"{objective.metric}, {objective.mode}imal")
-    for constraint in experiment.constraints:
-        bounds = [f"<= {constraint.max:g}" if constraint.max is not None else ""]
-        bounds += [f">= {constraint.min:g}" if constraint.min is not None else ""]
-        table.add_row("constraint", f"{constraint.metric} {' and '.join(filter(None, bounds))}")
-    table.add_row("search", f"{experiment.search.algorithm}, seed {experiment.search.seed}")
-    has = f"{machine['CPU']:g} CPU" + (f", {machine['GPU']:g} GPU" if machine.get("GPU") else "")
-    each = f"{plan.cpus_per_worker} CPU" + (f", {plan.gpus_per_worker:g} GPU" if plan.gpus_per_worker else "")
-    table.add_row("gangs", f"{plan.gangs} of {_count(plan.workers, 'worker')} with {each} each (here: {has})")
-    table.add_row("rungs", _rungs_text(experiment.scheduler))
-    table.add_row("budget", _budget_text(experiment))
-    return table
-
-
-def expected_epochs(scheduler: Scheduler, trials: int) -> float:
-    """Epochs that `trials` trials run in all, where each rung lets one in `reduction_factor` pass."""
-    total, below, share = 0.0, 0, 1.0
-    for epoch in (*scheduler.rungs(), scheduler.max_epochs):
-        total += share * (epoch - below)
-        below, share = epoch, share / scheduler.reduction_factor
-    return total * trials
 
 
 def experiments_table(names: list[str], storage: str | Path) -> Table:
@@ -109,12 +77,13 @@ def experiments_table(names: list[str], storage: str | Path) -> Table:
 
 def _experiment_cells(found: Results) -> list[str | Text]:
     budget, states = found.experiment.budget, found.trials["state"]
-    done = int(states.isin(FINAL_STATES).sum())
+    done = int(states.isin(FINAL_STATES | {"paused"}).sum())
     state = experiment_state(found)
     style = {"running": "running", "finished": "completed", "unfinished": "stopped"}[state]
     try:
         best, column = found.best(), _wanted(found.experiment)[0]
         figure = f"{column} {number(best[column])} (trial {best['trial_id']})"
+        figure += f", front of {len(found.front())}" if len(found.experiment.objectives) > 1 else ""
     except ValueError:
         figure = "-"
     wrong = int(states.isin(WENT_WRONG).sum())
@@ -139,10 +108,26 @@ def experiment_state(found: Results) -> str:
             return "running"
         except OSError:
             pass  # somebody else's folder: nothing can be said about who runs it
-    budget, states = found.experiment.budget, found.trials["state"]
-    done = states.isin(FINAL_STATES)
-    enough = budget.time is not None or len(states) >= (budget.trials or 1)
-    return "finished" if enough and len(states) and done.all() else "unfinished"
+    return "finished" if _used_up(found) else "unfinished"
+
+
+def _used_up(found: Results) -> bool:
+    """Whether a resumed run would have nothing to do.
+
+    At the end of a run, trials that were not promoted wait at their rungs; one that was interrupted is
+    paused as well, and only its reason tells the two apart.
+    """
+    budget, trials = found.experiment.budget, found.trials
+    spent = BudgetGuard(budget, clock=lambda: 0.0)
+    for worker_s in found.epochs["worker_s"].astype(float).fillna(0.0):
+        spent.count_epoch(worker_s, seconds=0.0)  # durations matter for estimates alone
+    if spent.exhausted:
+        return not (trials["state"] == "running").any()
+    at_rung = (trials["state"] == "paused") & trials["reason"].str.startswith("rung ").fillna(False)
+    if not len(trials) or not (trials["state"].isin(FINAL_STATES) | at_rung).all():
+        return False
+    # How much of its time a run had is not in the tables.
+    return budget.time is not None or (budget.trials is not None and len(trials) >= budget.trials)
 
 
 def _wanted(experiment: Experiment) -> list[str]:
@@ -150,42 +135,3 @@ def _wanted(experiment: Experiment) -> list[str]:
         *(figure_column(each.metric) for each in experiment.objectives),
         *(figure_column(each.metric) for each in experiment.constraints),
     ]
-
-
-def _domain_text(domain: Mapping[str, Any]) -> str:
-    if "choice" in domain:
-        text = ", ".join(map(number, domain["choice"]))
-    else:
-        low, high = domain.get("float") or domain["int"]
-        text = f"{number(low)} … {number(high)}"
-        text += ", log" if domain.get("log") else ""
-        text += f", step {number(domain['step'])}" if "step" in domain else ""
-    for parent, values in domain.get("when", {}).items():
-        text += f"; only where {parent} is {' or '.join(map(number, values))}"
-    return text
-
-
-def _rungs_text(scheduler: Scheduler) -> str:
-    rungs = ", ".join(map(str, scheduler.rungs()))
-    if not rungs:
-        return f"none: every trial runs its {_count(scheduler.max_epochs, 'epoch')}"
-    return (
-        f"after epoch {rungs}; one in {scheduler.reduction_factor} goes on, at most to {scheduler.max_epochs}"
-    )
-
-
-def _budget_text(experiment: Experiment) -> str:
-    budget, scheduler = experiment.budget, experiment.scheduler
-    parts = []
-    if budget.trials is not None:
-        most = budget.trials * scheduler.max_epochs
-        about = expected_epochs(scheduler, budget.trials)
-        epochs = f"about {about:.0f} epochs, {most} at most" if scheduler.rungs() else f"{most} epochs"
-        parts.append(f"{_count(budget.trials, 'trial')} ({epochs})")
-    if budget.time is not None:
-        parts.append(f"no longer than {budget.time}" + ("" if isinstance(budget.time, str) else " s"))
-    return ", ".join(parts)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")

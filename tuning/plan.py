@@ -1,0 +1,133 @@
+"""What a run of an experiment would be: gangs, rungs, budget, and how many epochs to expect.
+
+A table for `captune check`, and the estimate that it shares with the progress display. Starts nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from search_spaces.space import Domain, Int, Space
+from tuning.render import count, number
+
+if TYPE_CHECKING:
+    from tuning.experiment import Experiment, Scheduler
+    from tuning.resources import GangPlan
+
+
+def plan_table(experiment: Experiment, plan: GangPlan, machine: Mapping[str, float]) -> Table:
+    """What a run of `experiment` would be, on a machine with these resources."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_row("experiment", f"{experiment.name}, results in {experiment.folder}")
+    table.add_row("trainable", experiment.trainable)
+    for label, section in (("data", experiment.data), ("fixed", experiment.model)):
+        if section:
+            table.add_row(label, ", ".join(f"{name} {number(value)}" for name, value in section.items()))
+    for index, (name, domain) in enumerate(experiment.space.to_dict().items()):
+        table.add_row("" if index else "searched", Text.assemble((name, "cyan"), "  ", _domain_text(domain)))
+    for objective in experiment.objectives:
+        reference = f", reference {objective.reference:g}" if objective.reference is not None else ""
+        table.add_row("objective", f"{objective.metric}, {objective.mode}imal{reference}")
+    for constraint in experiment.constraints:
+        bounds = [f"<= {constraint.max:g}" if constraint.max is not None else ""]
+        bounds += [f">= {constraint.min:g}" if constraint.min is not None else ""]
+        table.add_row("constraint", f"{constraint.metric} {' and '.join(filter(None, bounds))}")
+    search = experiment.search
+    grid = f" of {count(grid_size(experiment.space), 'configuration')}" if search.algorithm == "grid" else ""
+    table.add_row("search", f"{search.algorithm}{grid}, seed {search.seed}")
+    if search.start:
+        table.add_row("starts with", f"{count(len(search.start), 'configuration')} of the file")
+    if search.from_:
+        table.add_row("learns from", ", ".join(search.from_))
+    has = f"{machine['CPU']:g} CPU" + (f", {machine['GPU']:g} GPU" if machine.get("GPU") else "")
+    each = f"{plan.cpus_per_worker} CPU" + (f", {plan.gpus_per_worker:g} GPU" if plan.gpus_per_worker else "")
+    table.add_row("gangs", f"{plan.gangs} of {count(plan.workers, 'worker')} with {each} each (here: {has})")
+    table.add_row("rungs", _rungs_text(experiment.scheduler))
+    table.add_row("budget", _budget_text(experiment))
+    return table
+
+
+def expected_epochs(scheduler: Scheduler, trials: int) -> float:
+    """Epochs that `trials` trials run in all, where each rung lets one in `reduction_factor` pass."""
+    total, below, share = 0.0, 0, 1.0
+    for epoch in (*scheduler.rungs(), scheduler.max_epochs):
+        total += share * (epoch - below)
+        below, share = epoch, share / scheduler.reduction_factor
+    return total * trials
+
+
+def grid_size(space: Space) -> int:
+    """Number of different configurations of a space in which every float has a `step`.
+
+    Only the values of hyperparameters on which others depend are gone through; the rest is multiplied.
+    """
+    parents = {parent for domain in space.values() for parent in domain.when or {}}
+    absent = object()  # the value of one that does not apply: in no condition
+
+    def applies(domain: Domain, known: Mapping[str, Any]) -> bool:
+        return all(known[parent] in values for parent, values in (domain.when or {}).items())
+
+    def values(domain: Domain) -> Sequence[Any]:
+        return range(domain.low, domain.top + 1, domain.step) if isinstance(domain, Int) else domain.grid()
+
+    def size(known: dict[str, Any]) -> int:
+        for name in parents - known.keys():
+            if set(space[name].when or {}) <= known.keys():
+                options = values(space[name]) if applies(space[name], known) else [absent]
+                return sum(size({**known, name: value}) for value in options)
+        rest = (space[name] for name in space.keys() - parents)
+        return prod(len(values(domain)) for domain in rest if applies(domain, known))
+
+    return size({})
+
+
+def _domain_text(domain: Mapping[str, Any]) -> str:
+    if "choice" in domain:
+        text = ", ".join(map(number, domain["choice"]))
+    else:
+        low, high = domain.get("float") or domain["int"]
+        text = f"{number(low)} … {number(high)}"
+        text += ", log" if domain.get("log") else ""
+        text += f", step {number(domain['step'])}" if "step" in domain else ""
+    for parent, values in domain.get("when", {}).items():
+        text += f"; only where {parent} is {' or '.join(map(number, values))}"
+    return text
+
+
+def _rungs_text(scheduler: Scheduler) -> str:
+    rungs = ", ".join(map(str, scheduler.rungs()))
+    if not rungs:
+        return f"none: every trial runs its {count(scheduler.max_epochs, 'epoch')}"
+    passing = (
+        f"one in {scheduler.reduction_factor} goes on, at most to {scheduler.max_epochs}; the others "
+        + ("pause and may go on later" if scheduler.algorithm == "asha" else "end there")
+    )
+    return f"after epoch {rungs}; {passing} ({scheduler.algorithm})"
+
+
+def _budget_text(experiment: Experiment) -> str:
+    budget, scheduler = experiment.budget, experiment.scheduler
+    parts = []
+    if budget.trials is not None:
+        most = budget.trials * scheduler.max_epochs
+        about = expected_epochs(scheduler, budget.trials)
+        epochs = f"about {about:.0f} epochs, {most} at most" if scheduler.rungs() else f"{most} epochs"
+        parts.append(f"{count(budget.trials, 'trial')} ({epochs})")
+    if budget.epochs is not None:
+        parts.append(f"{count(budget.epochs, 'epoch')} in all")
+    if budget.time is not None:
+        parts.append(f"no longer than {budget.time}" + ("" if isinstance(budget.time, str) else " s"))
+    if budget.worker_hours is not None:
+        parts.append(f"{budget.worker_hours:g} worker-hours")
+    if budget.price_per_hour is not None:
+        money = "" if budget.money is None else f"{budget.money:g} in money, "
+        parts.append(f"{money}at {budget.price_per_hour:g} per worker-hour")
+    if budget.plateau is not None:
+        parts.append(f"until {count(budget.plateau, 'trial')} in a row bring nothing better")
+    return ", ".join(parts)
