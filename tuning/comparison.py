@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tuning.schema import COST_NAMES, EPOCH_STRUCTURE, figure_column
 
@@ -25,14 +25,13 @@ class Comparison:
     """What the objectives and constraints of an experiment make of a row."""
 
     def __init__(self, experiment: Experiment):
-        self._objectives = [(figure_column(each.metric), each.mode) for each in experiment.objectives]
+        self._objectives = [(figure_column(each.metric), each.loss) for each in experiment.objectives]
         self._constraints = [(figure_column(each.metric), each.excess) for each in experiment.constraints]
         wanted = [name for name, _ in self._objectives] + [name for name, _ in self._constraints]
         self.columns = list(dict.fromkeys(wanted))
         """Columns that are compared: objectives, then constraints."""
         self.references = [
-            None if each.reference is None else loss(each.reference, each.mode)
-            for each in experiment.objectives
+            None if each.reference is None else each.loss(each.reference) for each in experiment.objectives
         ]
         """For each objective the loss from which the hypervolume is measured; None where it is not given."""
 
@@ -40,7 +39,7 @@ class Comparison:
         """One per objective, smaller is better; None where one is missing or not finite."""
         if not all(_is_number(row.get(name)) for name, _ in self._objectives):
             return None
-        return tuple(loss(row[name], mode) for name, mode in self._objectives)
+        return tuple(loss(row[name]) for name, loss in self._objectives)
 
     def violation(self, row: Row) -> float:
         """By how much a row misses the constraints, 0 if it meets them all; inf where a figure is missing."""
@@ -62,11 +61,6 @@ class Comparison:
             if (losses := self.losses(row)) is not None
         ]
         return min(candidates, key=lambda candidate: candidate[:3])[3] if candidates else None
-
-
-def loss(value: Any, mode: Literal["min", "max"]) -> Any:
-    """`value` of an objective, a number or a column of them, so that smaller is better."""
-    return value if mode == "min" else -value
 
 
 def _figure_count(row: Row) -> int:

@@ -22,7 +22,7 @@ from tuning.comparison import WENT_WRONG, Row
 from tuning.events import FINAL_STATES, Event, TrialEnded, TrialStarted
 from tuning.forecast import Forecast
 from tuning.ledger import Ledger
-from tuning.render import STATE_STYLE, about, config_text, duration, number, state_counts
+from tuning.render import STATE_STYLE, about, config_text, count, duration, number, state_counts
 from tuning.schema import figure_column
 
 if TYPE_CHECKING:
@@ -178,8 +178,8 @@ class Progress:
         return parts
 
     def _front_text(self) -> str:
-        size = self._ledger.front_size()
-        return f"{size} trial{'' if size == 1 else 's'}, hypervolume {number(self._ledger.hypervolume)}"
+        size, volume = self._ledger.front_size(), number(self._ledger.hypervolume)
+        return f"{count(size, 'trial')}, hypervolume {volume}"
 
     def _objectives_text(self, row: Row, width: int = 0) -> str:
         return "  ".join(f"{name} {number(row.get(name)):<{width}}" for name in self._objectives)

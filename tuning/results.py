@@ -18,7 +18,7 @@ import yaml
 
 from search_spaces.space import nearest
 from tuning import ranking
-from tuning.comparison import WENT_WRONG, loss
+from tuning.comparison import WENT_WRONG
 from tuning.events import FINAL_STATES, Event, TrialState
 from tuning.ledger import Ledger
 from tuning.schema import BETTER, figure_column
@@ -189,7 +189,7 @@ class Results:
             {
                 "useless": ~self._usable(column),
                 "violation": self._violation(),
-                "figure": loss(self.trials[column].astype(float), direction),
+                "figure": self.trials[column].astype(float) * (1 if direction == "min" else -1),
                 **self._losses().add_prefix("then by "),
             }
         )
@@ -197,10 +197,8 @@ class Results:
 
     def _losses(self) -> pd.DataFrame:
         """A float column per objective, smaller is better, NaN where it is missing; index as in `trials`."""
-        columns = {figure_column(each.metric): each.mode for each in self.experiment.objectives}
-        return pd.DataFrame(
-            {name: loss(self.trials[name].astype(float), mode) for name, mode in columns.items()}
-        )
+        columns = {figure_column(each.metric): each.loss for each in self.experiment.objectives}
+        return pd.DataFrame({name: self.trials[name].astype(float).map(f) for name, f in columns.items()})
 
     def _usable(self, column: str) -> pd.Series:
         return self.trials[column].astype(float).map(math.isfinite) & ~self.trials["state"].isin(WENT_WRONG)
