@@ -32,7 +32,7 @@ Config = Mapping[str, Any]
 Array = NDArray[np.float64]
 
 SAMPLES = 4000
-"""Random configurations behind `median` and the start of the search for `best`."""
+"""Random configurations behind `median` and at the start of the search for `best`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,20 +56,20 @@ class Problem:
 
     @cached_property
     def best(self) -> float:
-        """The least loss that any configuration has: random search, then search around the best found."""
+        """The least loss that any configuration has: random search, then a climb from each of the best."""
         rng = np.random.default_rng(0)
-        names = len(self.space)
-        points = list(zip(self._sample[0], self._sample[1], strict=True))
-        leaders = sorted(points, key=lambda point: point[0])[:8]
-        for step in np.geomspace(0.2, 1e-4, 45):
-            trials = list(leaders)
-            for _, units in leaders:
-                for _ in range(6):
-                    moved = rng.random(names) < max(0.4, 1.5 / names)
-                    near = np.clip(units + step * rng.standard_normal(names) * moved, 0, 1)
-                    trials.append((float(self.truth(configuration(self.space, near))[0]), near))
-            leaders = sorted(trials, key=lambda point: point[0])[:8]
-        return leaders[0][0]
+        losses, units = self._sample
+        found = []
+        for start in np.argsort(losses)[:24]:
+            least, point = losses[start], units[start]
+            for step in np.geomspace(0.5, 1e-5, 400):
+                moved = rng.random(len(point)) < 0.4
+                near = np.clip(point + step * rng.standard_normal(len(point)) * moved, 0, 1)
+                loss = float(self.truth(configuration(self.space, near))[0])
+                if loss < least:
+                    least, point = loss, near
+            found.append(least)
+        return min(found)
 
     @cached_property
     def median(self) -> float:
@@ -77,7 +77,8 @@ class Problem:
         return float(np.median(self._sample[0]))
 
     def regret(self, config: Config) -> float:
-        """Of the configuration, trained to the end: 0 is the best there is, 1 the median random one."""
+        """Of the configuration, trained to the end: 0 is the best there is, 1 the median random one,
+        infinite one that diverges."""
         return (float(self.truth(config)[0]) - self.best) / (self.median - self.best)
 
     @cached_property
@@ -93,10 +94,11 @@ class Problem:
         within = losses[np.isfinite(losses).all(axis=1)]
         if not len(within):
             return 0.0
-        return float(moocore.hypervolume(within, ref=self.reference)) / self._front_volume
+        return float(moocore.hypervolume(within, ref=self.reference)) / self.front_hypervolume
 
     @cached_property
-    def _front_volume(self) -> float:
+    def front_hypervolume(self) -> float:
+        """What `front` dominates, up to `reference`."""
         return float(moocore.hypervolume(self.front, ref=self.reference))
 
     @cached_property
