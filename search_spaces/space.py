@@ -1,8 +1,8 @@
 """What may be searched: domains, the conditions under which they apply, and their YAML form.
 
 This file knows Optuna's distributions and nothing else: neither Ray nor torch, nor which hyperparameters
-a trainable has (`tuning/experiment.py` asks the trainable). A space is data: it holds no random state and
-never samples by itself, a trial of Optuna does.
+a trainable has (`tuning/experiment.py` asks the trainable). A space is data and holds no random state: who
+draws brings a trial of Optuna (`Space.suggest`) or numbers from 0 to 1 (`Space.at`).
 
     Space({
         "learning_rate": Float(1e-4, 1e-2, log=True),
@@ -79,6 +79,27 @@ class Float:
         """A value, drawn by the sampler of the trial's study."""
         return trial.suggest_float(name, self.low, self.top, step=self.step, log=self.log)
 
+    def at(self, unit: float) -> float:
+        """The value at `unit`, 0 for `low` to 1 for the top; `unit` spread evenly draws as `suggest` does."""
+        if self.log:
+            return _clip(self, math.exp(_between(math.log(self.low), math.log(self.high), unit)))
+        if self.step is None:
+            return _clip(self, _between(self.low, self.high, unit))
+        low, step = Decimal(str(self.low)), Decimal(str(self.step))
+        steps = int((Decimal(str(self.high)) - low) // step)
+        return float(low + min(int(unit * (steps + 1)), steps) * step)
+
+    def grid(self) -> list[float]:
+        """All values; needs a `step`."""
+        if self.step is None:
+            raise ValueError("a float domain without `step` has no grid")
+        count = round((self.top - self.low) / self.step) + 1
+        return [self.at((index + 0.5) / count) for index in range(count)]
+
+    def unit(self, value: float) -> float:
+        """Where `value` lies between `low` and `high`, 0 to 1, on the domain's own scale."""
+        return _unit(self, value)
+
     def distribution(self) -> FloatDistribution:
         """The same domain in Optuna's terms."""
         return FloatDistribution(self.low, self.top, log=self.log, step=self.step)
@@ -127,6 +148,22 @@ class Int:
         """A value, drawn by the sampler of the trial's study."""
         return trial.suggest_int(name, self.low, self.top, step=self.step, log=self.log)
 
+    def at(self, unit: float) -> int:
+        """The value at `unit`, 0 for `low` to 1 for the top; `unit` spread evenly draws as `suggest` does."""
+        if self.log:
+            low, high = math.log(self.low - 0.5), math.log(self.high + 0.5)
+            return int(_clip(self, round(math.exp(_between(low, high, unit)))))
+        steps = (self.high - self.low) // self.step
+        return self.low + self.step * min(int(unit * (steps + 1)), steps)
+
+    def grid(self) -> list[int]:
+        """All values."""
+        return list(range(self.low, self.top + 1, self.step))
+
+    def unit(self, value: int) -> float:
+        """Where `value` lies between `low` and `high`, 0 to 1, on the domain's own scale."""
+        return _unit(self, value)
+
     def distribution(self) -> IntDistribution:
         """The same domain in Optuna's terms."""
         return IntDistribution(self.low, self.top, log=self.log, step=self.step)
@@ -163,6 +200,14 @@ class Choice:
     def suggest(self, name: str, trial: Trial) -> Scalar:
         """A value, drawn by the sampler of the trial's study."""
         return trial.suggest_categorical(name, self.values)
+
+    def at(self, unit: float) -> Scalar:
+        """The value at `unit`, 0 to 1; each has an equal share."""
+        return self.values[min(int(unit * len(self.values)), len(self.values) - 1)]
+
+    def grid(self) -> list[Scalar]:
+        """All values."""
+        return list(self.values)
 
     def distribution(self) -> CategoricalDistribution:
         """The same domain in Optuna's terms."""
@@ -241,6 +286,40 @@ class Space(Mapping[str, Domain]):
             domain = self._domains[name]
             if _active(domain, config):
                 config[name] = domain.suggest(name, trial)
+        return config
+
+    def at(self, units: Mapping[str, float]) -> dict[str, Any]:
+        """The configuration at `units`, a number from 0 to 1 for each name; inactive names are absent."""
+        config: dict[str, Any] = {}
+        for name in self._order:
+            domain = self._domains[name]
+            if _active(domain, config):
+                config[name] = domain.at(units[name])
+        return config
+
+    def grid(self) -> Iterator[dict[str, Any]]:
+        """Every configuration once; only for spaces whose float domains have a `step`."""
+        configs: list[dict[str, Any]] = [{}]
+        for name in self._order:
+            domain = self._domains[name]
+            configs = [
+                {**config, name: value} if active else config
+                for config in configs
+                for active in [_active(domain, config)]
+                for value in (domain.grid() if active else [None])
+            ]
+        yield from configs
+
+    def complete(self, given: Mapping[str, Any], drawn: Mapping[str, Any]) -> dict[str, Any]:
+        """`given` with what it leaves out taken from `drawn`; names that are not active with it are absent.
+
+        Where `drawn` lacks a name that is active only with what is given, its value is the domain's middle.
+        """
+        config: dict[str, Any] = {}
+        for name in self._order:
+            domain = self._domains[name]
+            if _active(domain, config):
+                config[name] = given[name] if name in given else drawn.get(name, domain.at(0.5))
         return config
 
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -340,6 +419,19 @@ def _check_range(domain: Float | Int) -> None:
         raise ValueError(f"`low <= high` must hold, but got low={domain.low!r}, high={domain.high!r}")
     if domain.log and not domain.low > 0:
         raise ValueError(f"`low > 0` must hold with `log`, but got low={domain.low!r}")
+
+
+def _between(low: float, high: float, unit: float) -> float:
+    return low + unit * (high - low)
+
+
+def _clip(domain: Float | Int, value: float) -> float:
+    return min(max(value, domain.low), domain.high)
+
+
+def _unit(domain: Float | Int, value: float) -> float:
+    low, high = (math.log(end) if domain.log else end for end in (domain.low, domain.high))
+    return ((math.log(value) if domain.log else value) - low) / ((high - low) or 1.0)
 
 
 def _freeze_condition(domain: Domain) -> Domain:

@@ -107,6 +107,22 @@ class BudgetGuard:
             left.append(self._until_s(self._limits.time_s) * self._gangs / (self._seconds / self.epochs))
         return max(0.0, min(left))
 
+    def has_room_for(self, epochs: int, in_flight: int) -> bool:
+        """Whether another epoch can be run and one trial still be trained for `epochs` more epochs after it.
+
+        Args:
+            epochs: of one trial, on one gang.
+            in_flight: epochs that run now on other gangs, and will be finished.
+        """
+        left = [math.inf]
+        if self._limits.epochs is not None:
+            left.append(self._limits.epochs - self.epochs - in_flight)
+        if self.worker_s > 0:
+            left.append(self._worker_s_left() / (self.worker_s / self.epochs) - in_flight)
+        if self._limits.time_s is not None and self._seconds > 0:
+            left.append(self._until_s(self._limits.time_s) / (self._seconds / self.epochs))
+        return min(left) > epochs
+
     @property
     def time_left_s(self) -> float | None:
         """Seconds until time, worker-hours or money are used up if every worker is busy; None without these.

@@ -54,6 +54,10 @@ class Objective(_Strict):
     reference: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """Worst value worth having; the hypervolume is measured from here."""
 
+    def loss(self, value: float) -> float:
+        """`value` with its sign turned where larger is better: smaller always is."""
+        return -value if self.mode == "max" else value
+
 
 class Constraint(_Strict):
     """A bound that the best trial must keep."""

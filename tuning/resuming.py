@@ -44,16 +44,18 @@ def refuse_changes(experiment: Experiment, folder: Path) -> None:
         raise ExperimentError(problems)
 
 
-def history(ledger: Ledger, objective: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def history(experiment: Experiment, ledger: Ledger) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Trials and epochs as `Search.replay` wants them: in the order in which things happened."""
     trials = [{"trial_id": row["trial_id"], "state": row["state"]} for row in ledger.trials.values()]
-    column = figure_column(objective)
+    metrics = [each.metric for each in experiment.objectives]
+    metrics += [each.metric for each in experiment.constraints]
+    by_column = {figure_column(metric): metric for metric in (*metrics, "worker_s", "seconds")}
     epochs = [
         {
             "trial_id": row["trial_id"],
             "epoch": row["epoch"],
             "attempt": row["attempt"],
-            "metrics": {objective: row[column]} if column in row else {},
+            "metrics": {metric: row[column] for column, metric in by_column.items() if column in row},
         }
         for row in sorted(
             (row for done in ledger.epochs.values() for row in done.values()), key=lambda row: row["at"]

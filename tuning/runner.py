@@ -30,8 +30,8 @@ from tuning.experiment import Experiment, ExperimentError
 from tuning.results import Results, ResultsWriter, load
 from tuning.resuming import history, refuse_changes
 from tuning.search import Run, Search
-from tuning.searcher import Searcher
 from tuning.storage import write_description
+from tuning.strategies import open_strategy
 
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our tables replace them; they dominate Tune's loop
@@ -88,19 +88,22 @@ def run(
         write_description(experiment, command=sys.argv)
         writer = ResultsWriter(experiment)
         everyone: list[Listener] = [writer, CheckpointKeeper(folder, writer), *listeners]
+        searcher, scheduler = open_strategy(experiment, path=folder / "study.journal")
         search = Search(
             experiment,
-            searcher=_open_searcher(experiment, folder),
-            budget=BudgetGuard(trials=experiment.budget.trials, time_s=experiment.budget.time_s),
+            searcher=searcher,
+            scheduler=scheduler,
+            budget=BudgetGuard(experiment.budget, workers=plan.workers, gangs=plan.gangs),
             listeners=everyone,
         )
         for listener in reversed(everyone):  # a stack closes the last first
             stack.callback(listener.close)
         stack.callback(search.interrupt)  # changes nothing after a run that went through
         if resume:
-            search.replay(*history(writer.ledger, experiment.objectives[0].metric))
+            search.replay(*history(experiment, writer.ledger))
         with _scratch_folder(folder) as scratch, _sigterm_as_ctrl_c():
             _drive(experiment, search, plan, folder, scratch)
+        search.close()
     results = load(folder)
     _export_best(experiment, results)
     return results
@@ -232,18 +235,6 @@ def _prepare_data(experiment: Experiment, folder: Path, say: Callable[[str], Non
         say(line)
     if len(report) > SHOWN_LINES:
         say(f"… and {len(report) - SHOWN_LINES} more lines in {folder / 'data_report.txt'}")
-
-
-def _open_searcher(experiment: Experiment, folder: Path) -> Searcher:
-    return Searcher(
-        path=folder / "study.journal",
-        name=experiment.name,
-        space=experiment.space,
-        mode=experiment.objectives[0].mode,
-        algorithm=experiment.search.algorithm,
-        seed=experiment.search.seed,
-        startup_trials=experiment.search.startup_trials,
-    )
 
 
 def _export_best(experiment: Experiment, results: Results) -> None:

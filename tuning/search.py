@@ -1,15 +1,28 @@
-"""One experiment's search: what runs next, what happens to a trial after an epoch, what is written down.
+"""One experiment's search: what runs next, what becomes of a trial after an epoch, what is written down.
 
 `Search` joins searcher, scheduler and budget, and tells the listeners (tables, progress) everything that
-happens. It knows no driver: Ray Tune drives it through `tuning.tune_adapter`, a test or a simulator by a
-loop of a few lines:
+happens. It knows no driver: Ray Tune drives it through `tuning.tune_adapter`, virtual time through
+`tuning.simulator`, anybody else by a loop of a few lines, on as many gangs as there are:
 
-    while (run := search.next_run()) is not None:
-        while not search.report(run.trial_id, *train_one_epoch(run)).ends:
-            ...
+    while (run := search.next_run()) is not None:          # promotes, takes up again, or suggests
+        epoch = run.epoch
+        while True:
+            epoch += 1
+            decision = search.report(run.trial_id, train_one_epoch(run, epoch))
+            if decision.leaves:                            # "pause" or "stop"; else "continue"
+                break
+
+The parts, each usable alone:
+
+* a searcher (`tuning.searcher`): `suggest() -> trial_id, config`, `report(trial_id, epoch, standing)`,
+  `finish(trial_id, state)`;
+* a scheduler (`tuning.scheduler`): `report(trial_id, epoch, standing) -> continue | pause | stop`,
+  `next_promotion() -> trial_id | None`, `drop(trial_id)`;
+* a budget (`tuning.budget`): `may_start`, `exhausted`, `epochs_left`.
 
 A trial's identity is its number in the Optuna study, "00012". A driver may send the same trial several
-times (after a crash, or when a killed experiment is resumed); what was reported before is not counted twice.
+times (after a promotion, a crash, or when a killed experiment is resumed); what was reported before is not
+counted twice.
 """
 
 from __future__ import annotations
@@ -26,10 +39,12 @@ from trainables.order import Failure, Report
 from tuning.budget import BudgetGuard
 from tuning.events import FINAL_STATES, EpochReported, Event, Listener, TrialEnded, TrialStarted, TrialState
 from tuning.experiment import Experiment, ExperimentError
-from tuning.scheduler import Decision, make_scheduler
+from tuning.ranking import Standing, dominated
+from tuning.scheduler import Decision, Scheduler
 from tuning.searcher import Searcher
 
 INTERRUPTED = "the run was interrupted"
+KEPT_FOR_THE_BEST = "what is left of the budget is kept for the best trial"
 
 
 @dataclass
@@ -41,8 +56,6 @@ class Trial:
     epoch: int = 0
     """Epochs reported."""
     attempt: int = 1
-    value: float | None = None
-    """Objective at the last full evaluation."""
     lost: int = field(default=0)
     """How often a driver lost the trial (its actor or its node died)."""
 
@@ -60,8 +73,12 @@ class Run:
 class Search:
     """See the module's text.
 
+    The best trial is always trained to the end: where nothing else can start, and in time before a limit
+    of the budget, what is left goes to it. With several objectives that is the best by the first.
+
     Args:
         searcher: where new configurations come from.
+        scheduler: decides about trials that have begun.
         budget: whether another trial may start, and until when.
         listeners: told of every event, in order.
         now: the clock of the events.
@@ -72,49 +89,59 @@ class Search:
         experiment: Experiment,
         *,
         searcher: Searcher,
+        scheduler: Scheduler,
         budget: BudgetGuard,
         listeners: Sequence[Listener] = (),
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ):
-        self._objective = experiment.objectives[0]
+        self._objectives = experiment.objectives
         self._full_epochs = experiment.scheduler.full_epochs()
         self._max_epochs = experiment.scheduler.max_epochs
         self._max_failures = experiment.training.max_failures
         self._constraints = experiment.constraints
         self._searcher = searcher
-        self._scheduler = make_scheduler(experiment.scheduler, mode=self._objective.mode)
+        self._scheduler = scheduler
         self._budget = budget
         self._listeners = listeners
         self._now = now
-        self._trials: dict[str, Trial] = {}  # not over: running, or waiting to be taken up
-        self._waiting: deque[str] = deque()
+        self._trials: dict[str, Trial] = {}  # not over: running, paused, or waiting to be taken up
+        self._running: set[str] = set()
+        self._waiting: deque[str] = deque()  # to be taken up again, in this order
+        self._to_the_end: set[str] = set()  # paused at no rung any more
+        self._next: Trial | None = None  # chosen, not handed out yet
+        self._bests: dict[str, Standing] = {}  # by trial_id, of every trial that did not go wrong
+        self._leader: str | None = None
+        self._front: list[Standing] = []
+        self._gained = False  # a better best since the last trial left its gang
 
     # What a driver calls.
 
     def next_run(self) -> Run | None:
-        """The next trial to run: one that was interrupted, else a new one; None where there is none now."""
-        if self._budget.time_is_up:
+        """The next trial to run; None where there is none now.
+
+        In this order: one that was interrupted or lost, one to be promoted, a new one, the best to its end.
+        """
+        if self._next is None:
+            self._next = self._choose()
+        if self._next is None or self._budget.exhausted:
             return None
-        if self._waiting:
-            trial = self._trials[self._waiting.popleft()]
-        else:
-            new = self._new_trial()
-            if new is None:
-                return None
-            trial = new
+        trial, self._next = self._next, None
+        self._running.add(trial.trial_id)
         self._tell(self._started(trial))
         return Run(trial_id=trial.trial_id, config=trial.config, epoch=trial.epoch, attempt=trial.attempt)
 
     def report(self, trial_id: str, report: Report, *, gang: str = "") -> Decision:
-        """Take an epoch's figures and decide: go on, or the trial is over (`Decision.ends`)."""
+        """Take an epoch's figures and decide: the trial goes on, or leaves its gang (`Decision.leaves`)."""
         trial = self._trials.get(trial_id)
-        if trial is None:
-            return Decision("stop", "over already")
+        if trial is None or trial_id not in self._running:
+            return Decision("stop", "does not run any more")
         if report.epoch <= trial.epoch:
             return Decision("continue")  # a restarted trial repeats what was told before
         trial.epoch, trial.attempt = report.epoch, report.attempt
-        if report.epoch in self._full_epochs and self._objective.metric not in report.metrics:
-            self._end(trial, "failed", self._unknown_objective(report.metrics))
+        self._budget.count_epoch(report.metrics.get("worker_s", 0.0), report.metrics.get("seconds", 0.0))
+        missing = self._missing_objective(report)
+        if missing is not None:
+            self._end(trial, "failed", missing)
             return Decision("stop", "no objective")
         decision = self._decide(trial, report.metrics)
         self._tell(
@@ -130,15 +157,7 @@ class Search:
                 rung=decision.rung,
             )
         )
-        if decision.ends:
-            self._end(trial, "stopped", decision.reason)
-        elif report.epoch >= self._max_epochs:
-            decision = Decision("stop", f"all {self._max_epochs} epochs done", decision.rung)
-            self._end(trial, "completed", decision.reason)
-        elif self._budget.time_is_up:
-            decision = Decision("stop", self._budget.why_exhausted, decision.rung)
-            self._pause(trial, decision.reason)
-        return decision
+        return self._carry_out(trial, decision)
 
     def fail(self, trial_id: str, failure: Failure) -> None:
         """The trial's own code failed, diverged or ran out of memory: it is over."""
@@ -158,13 +177,12 @@ class Search:
             self._end(trial, "failed", reason, error)
             return
         trial.attempt += 1
-        self._pause(trial, "the driver lost it")
+        self._put_aside(trial, "the driver lost it")
 
     def interrupt(self) -> None:
         """The driver gives up: what runs is put aside, to go on when the experiment is resumed."""
-        for trial in self._trials.values():
-            if trial.trial_id not in self._waiting:
-                self._pause(trial, INTERRUPTED)
+        for trial_id in sorted(self._running):
+            self._put_aside(self._trials[trial_id], INTERRUPTED)
 
     def tick(self) -> None:
         """Let the listeners do what they put off; call it several times a second."""
@@ -174,9 +192,16 @@ class Search:
     @property
     def finished(self) -> bool:
         """Nothing runs and nothing more will start."""
-        if self._budget.time_is_up:
-            return len(self._waiting) == len(self._trials)
-        return not self._trials and not self._budget.may_start
+        if self._running:
+            return False
+        if self._next is None and not self._budget.exhausted:
+            self._next = self._choose()
+        return self._next is None or self._budget.exhausted
+
+    def close(self) -> None:
+        """Tell the study which trials are left paused; to be called when the search is finished."""
+        for trial_id in self._trials:
+            self._searcher.finish(trial_id, "paused")
 
     # Going on with an earlier run's tables.
 
@@ -187,10 +212,10 @@ class Search:
             trials: rows of the trials table (`trial_id`, `state`).
             epochs: rows of the epochs table (`trial_id`, `epoch`, `attempt`, `metrics`).
 
-        Rungs are filled again, the budget counts what was started, and trials that were not over wait to
-        go on. The study is ahead of tables that a killed driver had no time to write: what it knows and
-        they do not is run as it was suggested, and what it calls finished and they do not is run from the
-        last epoch that they know.
+        Rungs are filled again, the budget counts what was spent, and trials that were not over wait to go
+        on, or at their rung. The study is ahead of tables that a killed driver had no time to write: what
+        it knows and they do not is run as it was suggested, and what it calls finished and they do not is
+        run from the last epoch that they know. A promotion of which no epoch is known is decided again.
 
         Raises:
             ExperimentError: the tables have trials that the study has not.
@@ -209,35 +234,51 @@ class Search:
         for row in epochs:
             trial = self._trials[row["trial_id"]]
             trial.epoch, trial.attempt = row["epoch"], row["attempt"]
-            decisions[trial.trial_id] = self._decide(trial, self._as_reported(row), remembered=True)
+            self._budget.count_epoch(row["metrics"].get("worker_s", 0.0), row["metrics"].get("seconds", 0.0))
+            decision = decisions[trial.trial_id] = self._decide(trial, self._as_reported(row))
+            if decision.leaves or trial.epoch >= self._max_epochs:
+                self._left_its_gang()
         for trial_id in configs:
             decision = decisions.get(trial_id, Decision("continue"))
             self._settle(self._trials[trial_id], states.get(trial_id), decision)
 
     def _as_reported(self, row: Mapping[str, Any]) -> Mapping[str, float]:
         """The figures of an epoch of the table, where NaN is an empty cell."""
-        full = row["epoch"] in self._full_epochs
-        return {self._objective.metric: math.nan, **row["metrics"]} if full else row["metrics"]
+        if row["epoch"] not in self._full_epochs:
+            return row["metrics"]
+        return {objective.metric: math.nan for objective in self._objectives} | row["metrics"]
 
     def _settle(self, trial: Trial, state: TrialState | None, decision: Decision) -> None:
-        """After the replay: a trial is over, was about to be, or waits to go on. `state`: in the table."""
+        """After the replay: a trial is over, was about to be, or waits. `state`: in the table."""
+        over = decision.action == "stop" or trial.epoch >= self._max_epochs
         if state in FINAL_STATES:
-            self._searcher.finish(trial.trial_id, state, trial.value)  # the study may have missed it
-            del self._trials[trial.trial_id]
-        elif decision.ends or trial.epoch >= self._max_epochs:
+            self._close_trial(trial, state)  # the study may have missed it
+        elif over:
             if state is None:
                 self._tell(self._started(trial))
-            reason = decision.reason if decision.ends else f"all {self._max_epochs} epochs done"
-            self._end(trial, "stopped" if decision.ends else "completed", reason)
-        elif state == "running":
-            self._pause(trial, INTERRUPTED)
+            self._carry_out(trial, decision)
+        elif decision.action == "pause":
+            if state != "paused":
+                self._tell(self._started(trial))
+                self._tell(self._paused(trial, decision.reason))
         else:
             self._waiting.append(trial.trial_id)
+            if state == "running":
+                self._tell(self._paused(trial, INTERRUPTED))
 
-    # Inside.
+    # What runs next.
 
-    def _started(self, trial: Trial) -> TrialStarted:
-        return TrialStarted(trial_id=trial.trial_id, config=trial.config, at=self._now())
+    def _choose(self) -> Trial | None:
+        if self._budget.exhausted:
+            return None
+        if self._kept_for_the_best():
+            return self._unfinished_best()
+        if self._waiting:
+            return self._trials[self._waiting.popleft()]
+        promoted = self._scheduler.next_promotion()
+        if promoted is not None:
+            return self._trials[promoted]
+        return self._new_trial() or self._unfinished_best()
 
     def _new_trial(self) -> Trial | None:
         if not self._budget.may_start:
@@ -250,36 +291,120 @@ class Search:
         self._trials[trial.trial_id] = trial
         return trial
 
-    def _decide(self, trial: Trial, metrics: Mapping[str, float], *, remembered: bool = False) -> Decision:
-        """What scheduler and searcher make of an epoch; the objective is absent between rungs."""
-        value = metrics.get(self._objective.metric)
-        if value is None:
+    def _unfinished_best(self) -> Trial | None:
+        """The best trial, if it neither is over nor runs: from here on it stops at no rung."""
+        trial = self._trials.get(self._leader) if self._leader else None
+        if trial is None or trial.trial_id in self._running:
+            return None
+        if trial.trial_id in self._waiting:
+            self._waiting.remove(trial.trial_id)
+        self._scheduler.drop(trial.trial_id)
+        self._to_the_end.add(trial.trial_id)
+        return trial
+
+    def _kept_for_the_best(self) -> bool:
+        """Whether the budget has no more than the best trial needs for its end."""
+        trial = self._trials.get(self._leader) if self._leader else None
+        if trial is None:
+            return False
+        needed = self._max_epochs - trial.epoch
+        in_flight = len(self._running - {trial.trial_id})  # their epochs are drained
+        return not self._budget.has_room_for(needed, in_flight)
+
+    # What becomes of a trial.
+
+    def _decide(self, trial: Trial, metrics: Mapping[str, float]) -> Decision:
+        """What scheduler and searcher make of an epoch; objectives may be absent between rungs."""
+        values = [metrics.get(objective.metric) for objective in self._objectives]
+        if any(value is None for value in values):
             return Decision("continue")
-        trial.value = value
-        if not remembered:
-            self._searcher.report(trial.trial_id, trial.epoch, value, self._violations(metrics))
-        return self._scheduler.report(trial.trial_id, trial.epoch, value)
+        violations = [each.excess(metrics.get(each.metric, math.nan)) for each in self._constraints]
+        standing = Standing(
+            tuple(o.loss(value) for o, value in zip(self._objectives, values, strict=True)),  # type: ignore[arg-type]
+            sum(max(0.0, v) if v == v else math.inf for v in violations),
+        )
+        self._searcher.report(trial.trial_id, trial.epoch, standing, violations)
+        self._compare(trial.trial_id, standing)
+        return self._scheduler.report(trial.trial_id, trial.epoch, standing)
 
-    def _unknown_objective(self, metrics: Mapping[str, float]) -> str:
-        name = self._objective.metric
-        return f"the objective {name!r} is not among the reported figures{nearest(name, metrics)}"
+    def _carry_out(self, trial: Trial, decision: Decision) -> Decision:
+        if trial.epoch >= self._max_epochs:
+            decision = Decision("stop", f"all {self._max_epochs} epochs done", decision.rung)
+            self._end(trial, "completed", decision.reason)
+        elif decision.action == "stop":
+            self._end(trial, "stopped", decision.reason)
+        elif decision.action == "pause" and trial.trial_id not in self._to_the_end:
+            self._leave(trial)
+            self._tell(self._paused(trial, decision.reason))
+        elif self._budget.exhausted:
+            decision = Decision("pause", self._budget.why_exhausted, decision.rung)
+            self._put_aside(trial, decision.reason)
+        elif trial.trial_id != self._leader and self._kept_for_the_best():
+            decision = Decision("pause", KEPT_FOR_THE_BEST, decision.rung)
+            self._put_aside(trial, decision.reason)
+        else:
+            decision = Decision("continue", decision.reason, decision.rung)
+        return decision
 
-    def _violations(self, metrics: Mapping[str, float]) -> list[float]:
-        """By how much each constraint is broken; at most 0 where it holds."""
-        return [
-            constraint.excess(metrics.get(constraint.metric, math.nan)) for constraint in self._constraints
-        ]
+    def _compare(self, trial_id: str, standing: Standing) -> None:
+        """Take a result into the best of its trial, the best of all, and the front."""
+        if not standing.finite:
+            return
+        before = self._bests.get(trial_id)
+        if before is None or standing.key < before.key:
+            self._bests[trial_id] = standing
+        if self._leader is None or standing.key < self._bests[self._leader].key:
+            self._leader = trial_id
+            self._gained = True
+        if len(standing.losses) > 1 and not dominated(standing, self._front):
+            self._front = [each for each in self._front if not dominated(each, [standing])] + [standing]
+            self._gained = True
+
+    def _missing_objective(self, report: Report) -> str | None:
+        if report.epoch not in self._full_epochs:
+            return None
+        for name in (objective.metric for objective in self._objectives):
+            if name not in report.metrics:
+                return (
+                    f"the objective {name!r} is not among the reported figures{nearest(name, report.metrics)}"
+                )
+        return None
 
     def _end(self, trial: Trial, state: TrialState, reason: str, error: str = "") -> None:
-        del self._trials[trial.trial_id]
-        self._searcher.finish(trial.trial_id, state, trial.value)
+        self._leave(trial)
+        self._close_trial(trial, state)
         self._tell(
             TrialEnded(trial_id=trial.trial_id, state=state, reason=reason, at=self._now(), error=error)
         )
 
-    def _pause(self, trial: Trial, reason: str) -> None:
+    def _close_trial(self, trial: Trial, state: TrialState) -> None:
+        del self._trials[trial.trial_id]
+        self._searcher.finish(trial.trial_id, state)
+        self._scheduler.drop(trial.trial_id)
+        if state not in ("completed", "stopped") and trial.trial_id in self._bests:
+            del self._bests[trial.trial_id]
+            best = min(self._bests, key=lambda name: self._bests[name].key, default=None)
+            self._leader = best  # what went wrong is never recommended, however good it was before
+
+    def _put_aside(self, trial: Trial, reason: str) -> None:
+        """Not the scheduler's pause: the trial goes on as soon as anything may."""
+        self._running.discard(trial.trial_id)
         self._waiting.append(trial.trial_id)
-        self._tell(TrialEnded(trial_id=trial.trial_id, state="paused", reason=reason, at=self._now()))
+        self._tell(self._paused(trial, reason))
+
+    def _leave(self, trial: Trial) -> None:
+        self._running.discard(trial.trial_id)
+        self._left_its_gang()
+
+    def _left_its_gang(self) -> None:
+        self._budget.trial_over(self._gained)
+        self._gained = False
+
+    def _started(self, trial: Trial) -> TrialStarted:
+        return TrialStarted(trial_id=trial.trial_id, config=trial.config, at=self._now())
+
+    def _paused(self, trial: Trial, reason: str) -> TrialEnded:
+        return TrialEnded(trial_id=trial.trial_id, state="paused", reason=reason, at=self._now())
 
     def _tell(self, event: Event) -> None:
         for listener in self._listeners:

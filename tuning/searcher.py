@@ -1,36 +1,37 @@
-"""Which configuration is tried next: Optuna, asked and told, with every option said out loud.
+"""Which configuration is tried next: what was suggested and how it fared, kept on disk and shown a proposer.
 
-This file knows Optuna and the search space. It knows neither Ray nor gangs nor why a trial stopped, and
-nothing here decides when a trial starts or ends. The study lives in a journal file, so that
-`optuna-dashboard` opens it and a killed driver loses nothing.
+This file knows Optuna's storage and the order of a trial's life. How a configuration is chosen is
+`tuning/proposers.py`'s and `tuning/auto.py`'s business; Ray, gangs and why a trial stopped are nobody's here.
+The study lies in a journal file, so that `optuna-dashboard` opens it and a killed driver loses nothing.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-from optuna.trial import FrozenTrial, Trial
+from optuna.trial import FrozenTrial, Trial, create_trial
 
 from search_spaces import Space
 from tuning.events import TrialState
+from tuning.proposers import Observed, Proposal, Proposer
+from tuning.ranking import Standing
 
 _OUTCOMES: dict[str, optuna.trial.TrialState] = {
     "completed": optuna.trial.TrialState.COMPLETE,
+    "paused": optuna.trial.TrialState.PRUNED,
     "stopped": optuna.trial.TrialState.PRUNED,
     "diverged": optuna.trial.TrialState.FAIL,
     "failed": optuna.trial.TrialState.FAIL,
     "out_of_memory": optuna.trial.TrialState.FAIL,
 }
-_VIOLATIONS = "violations"
+_WENT_WRONG = ("diverged", "failed", "out_of_memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,154 +50,167 @@ class Searcher:
     The seam to whoever drives a run, in the order of a trial's life:
 
     * `suggest()` opens a trial and says its configuration;
-    * `report(trial_id, epoch, value, violations)` after an epoch: objective and constraints as they stand;
-    * `finish(trial_id, state, value)` closes it, with what really happened.
+    * `report(trial_id, epoch, standing)` after an epoch: how it stands against objectives and constraints;
+    * `finish(trial_id, state)` closes it, with what really happened.
 
-    `configs()` are those of all trials ever suggested: after a restart, the driver takes up again, under
-    the same trial_id, the trials that its tables do not call finished. Everything is on disk before a call
-    returns, so the study is never behind the tables.
+    After a restart the driver tells again what its tables hold: `configs()` are those of all trials ever
+    suggested; those that the tables do not call finished are taken up under the same trial_id. Suggestions
+    and ends are on disk before a call returns, so the study is never behind the tables.
 
     A suggestion depends on the seed, its own number and the outcomes told before it, not on whether the
-    process was restarted in between: the sampler is seeded afresh for each.
+    process was restarted in between.
     """
 
     def __init__(
         self,
         *,
-        path: Path,
+        path: Path | None,
         name: str,
         space: Space,
-        mode: Literal["max", "min"],
-        algorithm: Literal["tpe", "random"] = "tpe",
-        seed: int = 0,
-        startup_trials: int = 10,
+        modes: Sequence[str],
+        proposer: Proposer,
+        start: Sequence[Mapping[str, Any]] = (),
+        earlier: Sequence[Observed] = (),
     ):
         """Open the study in the journal at `path`, or create it.
 
         Args:
-            path: the journal file; its folder exists. One process at a time may write.
+            path: the journal file; its folder exists. One process at a time may write. None: in memory.
             name: the study's name.
             space: what to suggest from.
-            mode: whether a larger or a smaller objective is better.
-            algorithm: see the two samplers below.
-            seed: decides the suggestions.
-            startup_trials: `tpe` draws at random until so many trials were completed or stopped.
+            modes: `max` or `min` for each objective.
+            proposer: chooses configurations.
+            start: configurations that come first; what they leave out is the proposer's choice.
+            earlier: trials of earlier experiments, which the proposer learns from, too.
 
         Raises:
-            ValueError: the journal holds a study of this name with the other mode.
+            ValueError: the journal holds a study of this name with other objectives.
         """
-        self._space = space
-        self._algorithm = algorithm
-        self._seed = seed
-        self._startup_trials = startup_trials
-        maximize, minimize = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
-        direction = maximize if mode == "max" else minimize
+        self._space, self._proposer = space, proposer
+        self._start, self._earlier = start, list(earlier)
+        self._signs = [-1.0 if mode == "max" else 1.0 for mode in modes]
+        self._observed: list[Observed] = []
+        directions = [optuna.study.StudyDirection[f"{mode.upper()}IMIZE"] for mode in modes]
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # else a line per study on the terminal
         self._study = optuna.create_study(
             study_name=name,
-            storage=_open_journal(path),
-            sampler=self._sampler(0),
-            direction=direction,
+            storage=InMemoryStorage() if path is None else _open_journal(path),
+            directions=directions,
             load_if_exists=True,
         )
-        if self._study.direction != direction:
-            raise ValueError(f"{path}: the study {name!r} was made to {self._study.direction.name.lower()}")
+        if self._study.directions != directions:
+            made = ", ".join(direction.name.lower() for direction in self._study.directions)
+            raise ValueError(f"{path}: the study {name!r} was made to {made}")
+        # Optuna looks a trial up by copying the list of all of them; the storage's own numbers spare that.
+        self._ids: list[int] = []
+        for trial in self._study.get_trials(deepcopy=False):
+            self._remember(trial.params, trial.user_attrs.get("generation", 0), trial._trial_id)
 
-    def suggest(self) -> Suggestion:
-        """Open a trial."""
-        number = len(self._study.get_trials(deepcopy=False))
-        self._study.sampler = self._sampler(number)
-        trial = self._study.ask()
-        assert trial.number == number, "another process writes into this study"
-        return Suggestion(trial_id=f"{number:05d}", config=self._space.suggest(trial))
+    def suggest(self) -> Suggestion | None:
+        """Open a trial; None where the proposer has no more."""
+        number = len(self._observed)
+        proposal = self._proposer.propose(
+            number + len(self._earlier),
+            [*self._earlier, *self._observed] if self._earlier else self._observed,
+        )
+        if number < len(self._start):
+            drawn = {} if proposal is None else proposal.config
+            proposal = Proposal(self._space.complete(self._start[number], drawn))
+        if proposal is None:
+            return None
+        distributions = self._space.distributions()
+        template = create_trial(
+            state=optuna.trial.TrialState.RUNNING,
+            params=proposal.config,
+            distributions={name: distributions[name] for name in proposal.config},
+            user_attrs={"generation": proposal.generation} if proposal.generation else {},
+        )
+        # Not Study.ask: it opens the trial first and writes each hyperparameter with a wait for the disk.
+        storage_id = self._study._storage.create_new_trial(self._study._study_id, template_trial=template)
+        self._remember(proposal.config, proposal.generation, storage_id)
+        return Suggestion(trial_id=f"{number:05d}", config=proposal.config)
 
-    def report(self, trial_id: str, epoch: int, value: float, violations: Sequence[float] = ()) -> None:
-        """Note how a trial stands. What is reported again, or of a closed trial, changes nothing.
+    def report(self, trial_id: str, epoch: int, standing: Standing, violations: Sequence[float] = ()) -> None:
+        """Note how a trial stands. What is reported again, or of a closed trial, changes nothing on disk.
 
         Args:
             trial_id: a trial that was suggested.
             epoch: number of epochs done.
-            value: the objective; may be NaN.
+            standing: losses and violation; may be NaN.
             violations: for each constraint how far the trial is beyond it, at most 0 where it is kept.
                 Always in the same order. Those of the last report count.
         """
-        trial = self._find(trial_id)
-        if trial.state.is_finished() or epoch in trial.intermediate_values:
-            return  # a killed driver came this far already
-        opened = self._reopen(trial)
-        opened.report(value, step=epoch)
+        self._find(trial_id).results[epoch] = standing
+        if len(self._signs) > 1:  # Optuna has no intermediate values for several objectives
+            self._note(trial_id, f"values/{epoch}", self._values(standing))
+        else:
+            trial = self._frozen(trial_id)
+            if not trial.state.is_finished() and epoch not in trial.intermediate_values:
+                self._reopen(trial).report(self._values(standing)[0], step=epoch)
         if violations:
-            opened.set_user_attr(_VIOLATIONS, list(violations))
+            self._note(trial_id, "violations", list(violations))
 
-    def finish(self, trial_id: str, state: TrialState, value: float | None = None) -> None:
+    def finish(self, trial_id: str, state: TrialState) -> None:
         """Close a trial; one that is closed already stays as it is.
 
         Args:
             trial_id: an open trial.
-            state: a final one. `completed` counts with `value`; `stopped` with the last reported value,
-                ranked behind the completed ones and those that were stopped later; the others teach the
-                sampler nothing. Behind all of these come trials that break a constraint.
-            value: the objective of a completed trial. Without a finite one it counts as failed.
+            state: a final one, or `paused` for one that this run leaves for good. `completed` counts with
+                what was reported last, and as failed if that is not a number.
         """
         if state not in _OUTCOMES:
             raise ValueError(f"a trial ends as one of {', '.join(_OUTCOMES)}, but got {state!r}")
-        trial = self._find(trial_id)
+        observed = self._find(trial_id)
+        observed.over, observed.failed = state != "paused", state in _WENT_WRONG
+        trial = self._frozen(trial_id)
         if trial.state.is_finished():
             return
         opened = self._reopen(trial)
-        for index, excess in enumerate(trial.user_attrs.get(_VIOLATIONS, ())):
+        for index, excess in enumerate(trial.user_attrs.get("violations", ())):
             if f"{index}" not in trial.constraints:  # else a killed driver came this far already
                 opened.set_constraint(f"{index}", math.inf if math.isnan(excess) else excess)
         opened.set_user_attr("state", state)  # Optuna has one word for three kinds of failure
-        if state != "completed":
-            self._study.tell(trial.number, state=_OUTCOMES[state])
-        elif value is None or not math.isfinite(value):
-            self._study.tell(trial.number, state=_OUTCOMES["failed"])
-        else:
-            self._study.tell(trial.number, value, state=_OUTCOMES["completed"])
+        last = observed.results[max(observed.results)] if observed.results else None
+        values = None
+        if state == "completed":
+            values = self._values(last) if last is not None and last.finite else None
+            state = "completed" if values else "failed"
+        elif state in ("paused", "stopped") and len(self._signs) == 1 and last is not None and last.finite:
+            values = self._values(last)  # as Study.tell does for a pruned trial
+        self._study._storage.set_trial_state_values(trial._trial_id, _OUTCOMES[state], values)
 
     def configs(self) -> dict[str, Mapping[str, Any]]:
         """Configuration of every trial that was suggested, by trial_id, oldest first."""
-        configs: dict[str, Mapping[str, Any]] = {}
-        for trial in self._study.get_trials(deepcopy=False):
-            if trial.state.is_finished():
-                configs[f"{trial.number:05d}"] = dict(trial.params)
-                continue
-            # Asking again returns what was drawn; where a driver was killed between two draws, the rest.
-            self._study.sampler = self._sampler(trial.number)
-            configs[f"{trial.number:05d}"] = self._space.suggest(self._reopen(trial))
-        return configs
+        return {f"{number:05d}": trial.config for number, trial in enumerate(self._observed)}
 
-    def _find(self, trial_id: str) -> FrozenTrial:
-        trials = self._study.get_trials(deepcopy=False)
-        if not trial_id.isdigit() or int(trial_id) >= len(trials):
-            raise ValueError(f"trial {trial_id!r} was never suggested; there are {len(trials)} trials")
-        return trials[int(trial_id)]
+    def _remember(self, config: Mapping[str, Any], generation: int, storage_id: int) -> None:
+        self._observed.append(Observed(dict(config), generation=generation))
+        self._ids.append(storage_id)
+
+    def _find(self, trial_id: str) -> Observed:
+        if not trial_id.isdigit() or int(trial_id) >= len(self._observed):
+            raise ValueError(
+                f"trial {trial_id!r} was never suggested; there are {len(self._observed)} trials"
+            )
+        return self._observed[int(trial_id)]
+
+    def _values(self, standing: Standing) -> list[float]:
+        return [sign * loss for sign, loss in zip(self._signs, standing.losses, strict=True)]
+
+    def _frozen(self, trial_id: str) -> FrozenTrial:
+        return self._study._storage.get_trial(self._ids[int(trial_id)])
 
     def _reopen(self, trial: FrozenTrial) -> Trial:
-        # Study.ask opens new trials only; this is what it does for them. Neither sampler draws here.
+        # Study.ask opens new trials only; this is what it does for them. No sampler draws here.
         return Trial(self._study, trial._trial_id)
 
-    def _sampler(self, number: int) -> BaseSampler:
-        """A sampler that is seeded for the trial of this number."""
-        digest = hashlib.sha256(f"{self._seed}/{number}".encode()).digest()
-        seed = int.from_bytes(digest[:4], "big")
-        if self._algorithm == "random":
-            return RandomSampler(seed=seed)
-        # Optuna 5 defaults to multivariate and constant_liar. Under Ray's OptunaSearch, which tells stopped
-        # trials as complete, those searched worse than random; told the truth they are about as good as
-        # these. The options that are not named here are deprecated: naming them warns.
-        return TPESampler(
-            seed=seed,
-            n_startup_trials=self._startup_trials,
-            n_ei_candidates=24,
-            multivariate=False,
-            group=False,
-            constant_liar=False,
-        )
+    def _note(self, trial_id: str, key: str, value: Any) -> None:
+        trial = self._frozen(trial_id)
+        if not trial.state.is_finished() and trial.user_attrs.get(key) != value:
+            self._study._storage.set_trial_user_attr(trial._trial_id, key, value)
 
 
-def _open_journal(path: Path) -> JournalStorage:
+def _open_journal(path: Path) -> BaseStorage:
     """The journal, repaired after a killed driver: half a last line cut off, its lock broken after 3 s."""
     if path.exists():
         with path.open("r+b") as journal:

@@ -95,13 +95,11 @@ class TuneSearcher(_Unsaved, TuneSearcherBase):
 
     def suggest(self, trial_id: str) -> Any:
         """The config of Tune's trial `trial_id`; None: not now; FINISHED: never again."""
-        if self._search.finished:
-            return TuneSearcherBase.FINISHED
         if not self._gangs.any_free:
             return None
         run = self._search.next_run()
         if run is None:
-            return None
+            return TuneSearcherBase.FINISHED if self._search.finished else None
         order = self._order_for(run)
         return {"order": order, "gang": self._gangs.lend(order.run_id)}
 
@@ -125,7 +123,10 @@ class TuneScheduler(_Unsaved, FIFOScheduler):
         self._search, self._gangs = search, gangs
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Continue or stop. A stopped trial's gang is free at once."""
+        """Continue or stop; the gang of a trial that leaves it is free at once.
+
+        A paused trial is over for Tune: when it is promoted, it comes again, from its checkpoint.
+        """
         try:
             return self._decide(trial, result)
         except Exception as error:
@@ -137,7 +138,7 @@ class TuneScheduler(_Unsaved, FIFOScheduler):
         answer: Report | Failure = result["answer"]
         if isinstance(answer, Report):
             decision = self._search.report(order.trial_id, answer, gang=trial.config["gang"])
-            if not decision.ends:
+            if not decision.leaves:
                 return FIFOScheduler.CONTINUE
         else:
             self._search.fail(order.trial_id, answer)

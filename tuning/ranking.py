@@ -1,0 +1,96 @@
+"""Which of several results is better: feasible before infeasible, then by Pareto rank, then by hypervolume.
+
+Pure numbers: knows neither trials nor rungs nor who asks. With one objective it is an ordinary sort.
+
+Ranks are by non-dominated sorting, ties within a front by the hypervolume that would be lost without the
+point (Emmerich et al. 2005, SMS-EMOA); constraints by feasibility first (Deb et al. 2002, NSGA-II).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import moocore
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a trial stands after an epoch."""
+
+    losses: tuple[float, ...]
+    """One per objective; smaller is better whatever the objective's mode."""
+    violation: float = 0.0
+    """Sum of the relative excesses over the constraints; 0 where all are kept."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether it can be compared at all."""
+        return all(map(math.isfinite, self.losses)) and not math.isnan(self.violation)
+
+    @property
+    def key(self) -> tuple[float, float]:
+        """Sorts by feasibility, then by the first objective; the smaller the better."""
+        return self.violation, self.losses[0]
+
+
+def best_first(standings: Sequence[Standing]) -> list[int]:
+    """Indices of `standings`, the best first, the earlier of equals first; what is not finite comes last."""
+    finite = [index for index, standing in enumerate(standings) if standing.finite]
+    order = sorted(finite, key=lambda index: standings[index].key)
+    if order and len(standings[order[0]].losses) > 1:
+        feasible = [index for index in finite if standings[index].violation == 0]
+        places = pareto_order(np.array([standings[index].losses for index in feasible]))
+        order = [feasible[place] for place in places] + [i for i in order if standings[i].violation > 0]
+    return order + [index for index, standing in enumerate(standings) if not standing.finite]
+
+
+def best_of(standings: Sequence[Standing], candidates: Sequence[int]) -> int:
+    """The best of the `candidates` (indices, at least one), where all `standings` set the measure."""
+    order = best_first(standings)
+    return next(index for index in order if index in set(candidates))
+
+
+def dominated(standing: Standing, others: Iterable[Standing]) -> bool:
+    """Whether one of `others` is at least as good in every objective, or less of a violation."""
+    return any(
+        other.violation < standing.violation
+        or (
+            other.violation == standing.violation
+            and all(o <= s for o, s in zip(other.losses, standing.losses, strict=True))
+        )
+        for other in others
+    )
+
+
+def pareto_order(losses: NDArray[np.float64]) -> list[int]:
+    """Rows of `losses` (float64 [points, objectives]) by front, within it by hypervolume contribution.
+
+    Contributions are of losses scaled to the range of all rows, from a reference a tenth beyond the worst,
+    so that no objective's unit decides.
+    """
+    if len(losses) < 2:
+        return list(range(len(losses)))
+    low, span = losses.min(axis=0), np.ptp(losses, axis=0)
+    scaled = (losses - low) / np.where(span > 0, span, 1.0)
+    ranks = moocore.pareto_rank(scaled)
+    contribution = np.zeros(len(losses))
+    for rank in np.unique(ranks):
+        members = ranks == rank
+        contribution[members] = moocore.hv_contributions(scaled[members], ref=np.full(losses.shape[1], 1.1))
+    return [int(index) for index in np.lexsort((np.arange(len(losses)), -contribution, ranks))]
+
+
+def hypervolume(losses: ArrayLike, reference: Sequence[float]) -> float:
+    """Volume that the rows of `losses` ([points, objectives]) dominate, up to `reference`; 0 for no rows."""
+    points = np.asarray(losses, dtype=float).reshape(-1, len(reference))
+    return float(moocore.hypervolume(points, ref=np.asarray(reference, dtype=float))) if len(points) else 0.0
+
+
+def front(losses: ArrayLike) -> NDArray[np.bool_]:
+    """Which rows of `losses` ([points, objectives]) no other row dominates; of equals, the first."""
+    points = np.asarray(losses, dtype=float)
+    return moocore.is_nondominated(points) if len(points) else np.zeros(0, dtype=bool)

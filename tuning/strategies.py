@@ -1,0 +1,67 @@
+"""What an experiment's `search` and `scheduler` sections stand for: a searcher and a scheduler, put together.
+
+The only place that knows all algorithms by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tuning.experiment import Experiment
+from tuning.proposers import CmaEs, Grid, Modelled, Nsga2, Observed, Proposer, Random, Sobol, make_sampler
+from tuning.scheduler import PromotingAsha, Scheduler, StoppingAsha
+from tuning.searcher import Searcher
+
+
+def open_strategy(
+    experiment: Experiment, *, path: Path | None, earlier: Sequence[Observed] = ()
+) -> tuple[Searcher, Scheduler]:
+    """The searcher and the scheduler of `experiment`.
+
+    Args:
+        path: journal of its study; None: in memory.
+        earlier: trials of earlier experiments, to learn from.
+    """
+    searcher = Searcher(
+        path=path,
+        name=experiment.name,
+        space=experiment.space,
+        modes=[objective.mode for objective in experiment.objectives],
+        proposer=make_proposer(experiment),
+        start=experiment.search.start,
+        earlier=earlier,
+    )
+    return searcher, make_scheduler(experiment)
+
+
+def make_scheduler(experiment: Experiment) -> Scheduler:
+    """`none` is one without rungs."""
+    settings = experiment.scheduler
+    kind = PromotingAsha if settings.algorithm == "asha" else StoppingAsha
+    return kind(rungs=settings.rungs(), reduction_factor=settings.reduction_factor)
+
+
+def make_proposer(experiment: Experiment) -> Proposer:
+    """The proposer that `search.algorithm` names."""
+    space, settings = experiment.space, experiment.search
+    levels = sorted(experiment.scheduler.full_epochs())
+    match settings.algorithm:
+        case "random":
+            return Random(space, settings.seed)
+        case "sobol":
+            return Sobol(space, settings.seed)
+        case "grid":
+            return Grid(space, settings.seed)
+        case "cmaes":
+            return CmaEs(space, settings.seed, levels=levels)
+        case "nsga2":
+            return Nsga2(space, settings.seed, levels=levels)
+        case "tpe" | "gp" | "auto":
+            return Modelled(
+                space,
+                settings.seed,
+                sampler=make_sampler(settings.algorithm, settings.startup_trials),
+                levels=levels,
+                enough=settings.startup_trials,
+            )
