@@ -323,9 +323,9 @@ def test_without_rungs_nothing_ends_early(kind):
 @pytest.mark.parametrize(
     ("settings", "kind", "rungs"),
     [
-        ({}, PromotingAsha, [1, 3]),
+        ({"algorithm": "asha", "min_epochs": 1}, PromotingAsha, [1, 3]),
         ({"algorithm": "asha_stopping", "min_epochs": 2, "reduction_factor": 2}, StoppingAsha, [2, 4, 8]),
-        ({"algorithm": "none"}, StoppingAsha, []),
+        ({"algorithm": "none", "min_epochs": 1}, StoppingAsha, []),
     ],
 )
 def test_settings_reach_the_scheduler(settings, kind, rungs):
