@@ -118,17 +118,19 @@ class Search(_Strict):
 class Scheduler(_Strict):
     """Which trials go on, and how far."""
 
-    algorithm: Literal["asha", "asha_stopping", "none"] = "asha"
-    min_epochs: Annotated[int, Field(ge=1)] = 1
-    """No trial is paused or stopped by the scheduler before it."""
+    algorithm: Literal["auto", "asha", "asha_stopping", "none"] = "auto"
+    """`auto`: the model of `search.algorithm: auto` promotes, too; beside another searcher it is `asha`."""
+    min_epochs: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """No trial is paused or stopped by the scheduler before it; `auto`: a third of `max_epochs` for
+    `algorithm: auto`, a ninth for the others."""
     max_epochs: Annotated[int, Field(ge=1)] = 9
     """Epochs of a trial that passes every rung."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
-    """One trial in this many goes on at each rung."""
+    """One trial in this many goes on at each rung; rungs are at `min_epochs` times its powers."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Scheduler:
-        if self.min_epochs > self.max_epochs:
+        if self.min_epochs != "auto" and self.min_epochs > self.max_epochs:
             raise ValueError(
                 f"`min_epochs <= max_epochs` must hold, "
                 f"but got min_epochs={self.min_epochs}, max_epochs={self.max_epochs}"
@@ -138,7 +140,9 @@ class Scheduler(_Strict):
     def rungs(self) -> tuple[int, ...]:
         """Epochs at which trials are compared: `min_epochs * reduction_factor**k` below `max_epochs`."""
         rungs = []
-        epoch = self.min_epochs
+        epoch = max(1, self.max_epochs // (3 if self.algorithm == "auto" else 9))
+        if self.min_epochs != "auto":
+            epoch = self.min_epochs
         while self.algorithm != "none" and epoch < self.max_epochs:
             rungs.append(epoch)
             epoch *= self.reduction_factor

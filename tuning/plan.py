@@ -104,10 +104,8 @@ def _rungs_text(scheduler: Scheduler) -> str:
     rungs = ", ".join(map(str, scheduler.rungs()))
     if not rungs:
         return f"none: every trial runs its {count(scheduler.max_epochs, 'epoch')}"
-    passing = (
-        f"one in {scheduler.reduction_factor} goes on, at most to {scheduler.max_epochs}; the others "
-        + ("pause and may go on later" if scheduler.algorithm == "asha" else "end there")
-    )
+    others = "end there" if scheduler.algorithm == "asha_stopping" else "pause and may go on later"
+    passing = f"the best go on, at most to {scheduler.max_epochs}; the others {others}"
     return f"after epoch {rungs}; {passing} ({scheduler.algorithm})"
 
 

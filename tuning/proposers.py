@@ -117,6 +117,7 @@ class Modelled:
         sampler: makes the sampler of a trial from its seed.
         levels: epochs at which trials are evaluated in full, ascending.
         enough: results that a rung needs before it is learnt from; below that, draws are random.
+        earlier: trials of earlier experiments, learnt from as if they were this one's.
     """
 
     def __init__(
@@ -127,13 +128,16 @@ class Modelled:
         sampler: Callable[[int], BaseSampler],
         levels: Sequence[int],
         enough: int,
+        earlier: Sequence[Observed] = (),
     ):
+        self._earlier = earlier
         self._space, self._seed = space, seed
         self._sampler, self._levels, self._enough = sampler, levels, enough
         self._random = Random(space, seed)
 
     def propose(self, number: int, observed: Sequence[Observed]) -> Proposal:
         """What the sampler suggests after the results of one rung."""
+        observed = [*self._earlier, *observed] if self._earlier else observed
         level = highest_level(observed, self._levels, self._enough)
         if level is None:
             return self._random.propose(number, observed)

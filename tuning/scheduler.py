@@ -41,8 +41,11 @@ class Scheduler(Protocol):
     def report(self, trial_id: str, epoch: int, standing: Standing) -> Decision:
         """Take notice of how a trial stands after `epoch` epochs, and decide about it."""
 
-    def next_promotion(self) -> str | None:
-        """A paused trial that is to go on now, from here on counted as promoted; None: none is due."""
+    def next_promotion(self, *, or_new: bool = True) -> str | None:
+        """A paused trial that is to go on now, from here on counted as promoted; None: none is due.
+
+        `or_new`: whether a new trial may start instead.
+        """
 
     def drop(self, trial_id: str) -> None:
         """The trial is over for another reason: it is never promoted."""
@@ -92,7 +95,7 @@ class PromotingAsha:
             self._enter(rung, trial_id, standing)
         return Decision("pause", f"rung {level}: waits for promotion", level)
 
-    def next_promotion(self) -> str | None:
+    def next_promotion(self, *, or_new: bool = True) -> str | None:
         """From the highest rung down; None where every rung has given what it has."""
         for rung in reversed(self._rungs):
             if len(rung.promoted) < len(rung.members) // self._reduction_factor:
@@ -165,7 +168,7 @@ class StoppingAsha:
             self._decided[level, trial_id] = self._decide(level, standing)
         return self._decided[level, trial_id]
 
-    def next_promotion(self) -> str | None:
+    def next_promotion(self, *, or_new: bool = True) -> str | None:
         """None: nothing is ever paused."""
         return None
 

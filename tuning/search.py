@@ -275,7 +275,7 @@ class Search:
             return self._unfinished_best()
         if self._waiting:
             return self._trials[self._waiting.popleft()]
-        promoted = self._scheduler.next_promotion()
+        promoted = self._scheduler.next_promotion(or_new=self._budget.may_start)
         if promoted is not None:
             return self._trials[promoted]
         return self._new_trial() or self._unfinished_best()

@@ -70,7 +70,6 @@ class Searcher:
         modes: Sequence[str],
         proposer: Proposer,
         start: Sequence[Mapping[str, Any]] = (),
-        earlier: Sequence[Observed] = (),
     ):
         """Open the study in the journal at `path`, or create it.
 
@@ -81,15 +80,15 @@ class Searcher:
             modes: `max` or `min` for each objective.
             proposer: chooses configurations.
             start: configurations that come first; what they leave out is the proposer's choice.
-            earlier: trials of earlier experiments, which the proposer learns from, too.
 
         Raises:
             ValueError: the journal holds a study of this name with other objectives.
         """
         self._space, self._proposer = space, proposer
-        self._start, self._earlier = start, list(earlier)
+        self._start = start
         self._signs = [-1.0 if mode == "max" else 1.0 for mode in modes]
-        self._observed: list[Observed] = []
+        self.observed: list[Observed] = []
+        """All trials ever suggested, oldest first; kept up as they are reported."""
         directions = [optuna.study.StudyDirection[f"{mode.upper()}IMIZE"] for mode in modes]
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # else a line per study on the terminal
         self._study = optuna.create_study(
@@ -108,11 +107,8 @@ class Searcher:
 
     def suggest(self) -> Suggestion | None:
         """Open a trial; None where the proposer has no more."""
-        number = len(self._observed)
-        proposal = self._proposer.propose(
-            number + len(self._earlier),
-            [*self._earlier, *self._observed] if self._earlier else self._observed,
-        )
+        number = len(self.observed)
+        proposal = self._proposer.propose(number, self.observed)
         if number < len(self._start):
             drawn = {} if proposal is None else proposal.config
             proposal = Proposal(self._space.complete(self._start[number], drawn))
@@ -181,18 +177,16 @@ class Searcher:
 
     def configs(self) -> dict[str, Mapping[str, Any]]:
         """Configuration of every trial that was suggested, by trial_id, oldest first."""
-        return {f"{number:05d}": trial.config for number, trial in enumerate(self._observed)}
+        return {f"{number:05d}": trial.config for number, trial in enumerate(self.observed)}
 
     def _remember(self, config: Mapping[str, Any], generation: int, storage_id: int) -> None:
-        self._observed.append(Observed(dict(config), generation=generation))
+        self.observed.append(Observed(dict(config), generation=generation))
         self._ids.append(storage_id)
 
     def _find(self, trial_id: str) -> Observed:
-        if not trial_id.isdigit() or int(trial_id) >= len(self._observed):
-            raise ValueError(
-                f"trial {trial_id!r} was never suggested; there are {len(self._observed)} trials"
-            )
-        return self._observed[int(trial_id)]
+        if not trial_id.isdigit() or int(trial_id) >= len(self.observed):
+            raise ValueError(f"trial {trial_id!r} was never suggested; there are {len(self.observed)} trials")
+        return self.observed[int(trial_id)]
 
     def _values(self, standing: Standing) -> list[float]:
         return [sign * loss for sign, loss in zip(self._signs, standing.losses, strict=True)]

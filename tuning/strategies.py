@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from tuning.auto import Auto
 from tuning.experiment import Experiment
 from tuning.proposers import CmaEs, Grid, Modelled, Nsga2, Observed, Proposer, Random, Sobol, make_sampler
 from tuning.scheduler import PromotingAsha, Scheduler, StoppingAsha
@@ -23,30 +24,43 @@ def open_strategy(
         path: journal of its study; None: in memory.
         earlier: trials of earlier experiments, to learn from.
     """
+    proposer = make_proposer(experiment, earlier)
     searcher = Searcher(
         path=path,
         name=experiment.name,
         space=experiment.space,
         modes=[objective.mode for objective in experiment.objectives],
-        proposer=make_proposer(experiment),
+        proposer=proposer,
         start=experiment.search.start,
-        earlier=earlier,
     )
+    if isinstance(proposer, Auto):
+        proposer.watch(searcher.observed)
+        if experiment.scheduler.algorithm == "auto":
+            return searcher, proposer
     return searcher, make_scheduler(experiment)
 
 
 def make_scheduler(experiment: Experiment) -> Scheduler:
-    """`none` is one without rungs."""
+    """The scheduler alone; `auto` without the searcher's model is ASHA, `none` is one without rungs."""
     settings = experiment.scheduler
-    kind = PromotingAsha if settings.algorithm == "asha" else StoppingAsha
+    kind = PromotingAsha if settings.algorithm in ("auto", "asha") else StoppingAsha
     return kind(rungs=settings.rungs(), reduction_factor=settings.reduction_factor)
 
 
-def make_proposer(experiment: Experiment) -> Proposer:
-    """The proposer that `search.algorithm` names."""
+def make_proposer(experiment: Experiment, earlier: Sequence[Observed] = ()) -> Proposer:
+    """The proposer that `search.algorithm` names; those that do not learn ignore `earlier`."""
     space, settings = experiment.space, experiment.search
     levels = sorted(experiment.scheduler.full_epochs())
     match settings.algorithm:
+        case "auto":
+            return Auto(
+                space,
+                settings.seed,
+                levels=levels,
+                objectives=len(experiment.objectives),
+                reduction_factor=experiment.scheduler.reduction_factor,
+                earlier=earlier,
+            )
         case "random":
             return Random(space, settings.seed)
         case "sobol":
@@ -57,11 +71,12 @@ def make_proposer(experiment: Experiment) -> Proposer:
             return CmaEs(space, settings.seed, levels=levels)
         case "nsga2":
             return Nsga2(space, settings.seed, levels=levels)
-        case "tpe" | "gp" | "auto":
+        case "tpe" | "gp":
             return Modelled(
                 space,
                 settings.seed,
                 sampler=make_sampler(settings.algorithm, settings.startup_trials),
                 levels=levels,
                 enough=settings.startup_trials,
+                earlier=earlier,
             )

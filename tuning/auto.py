@@ -1,0 +1,321 @@
+"""The search's own method: one model of all results decides what runs next, a new trial or a paused one.
+
+A Gaussian process over configurations and epochs predicts how good each configuration would be after its
+last epoch. Whenever a gang is free, what goes on is the paused trial, or the new configuration, from which
+the largest improvement on the best is expected there, a paused trial's weighed by how little training is
+left for it (freeze and thaw, Swersky et al. 2014; DyHPO, Wistuba et al. 2022). A trial that goes on does so
+until its next rung.
+
+* A twentieth of the decisions are random draws and as many the promotions that ASHA would make, so that no error
+  of the model lasts.
+* With enough full trainings, only these are learnt from, and new trials run to their end: by then the
+  model knows better than low rungs where to look, and they cannot mislead it.
+* What is compared are ranks, not figures: outliers and units do not matter, and constraints come first
+  (feasibility first, Deb et al. 2002). Several objectives become one by random weights, other ones for each
+  decision (ParEGO, Knowles 2006).
+
+All of it is a function of what was observed, in the order in which it was: a restarted driver decides what
+the first one would have. This file knows neither Ray nor files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from search_spaces import Space
+from tuning.encoding import Encoding
+from tuning.gaussian_process import GaussianProcess
+from tuning.proposers import Observed, Proposal
+from tuning.ranking import Standing
+from tuning.scheduler import Decision, PromotingAsha
+
+Array = NDArray[np.float64]
+
+#: Trials that are drawn at random before the first is modelled.
+STARTUP = 4
+#: Share of decisions that are random draws, and share that are ASHA's promotions.
+RANDOM, BY_RANK = 0.05, 0.05
+#: Full trainings from which on nothing else is learnt from.
+FULL_TRAININGS = 10
+#: Candidates: as many independent draws as neighbours of the best.
+CANDIDATES, LEADERS = 150, 8
+#: Parameters are fitted again when there are so many times as many results, in so many steps.
+REFIT, STEPS = 1.3, 15
+#: Most results in the model, and decisions after which it is asked more and more seldom: both bound its cost.
+MODELLED, ALWAYS = 300, 1000
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What is to run next: a paused trial by its number, or a new configuration."""
+
+    paused: int | None = None
+    config: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class _Results:
+    """What the model learns from, a row for each result."""
+
+    points: Array  # float64 [n, dimensions]
+    times: Array  # float64 [n]
+    standings: list[Standing]
+
+
+class Auto:
+    """A proposer and a scheduler in one, which `tuning/strategies.py` hands to both places."""
+
+    def __init__(
+        self,
+        space: Space,
+        seed: int,
+        *,
+        levels: Sequence[int],
+        objectives: int = 1,
+        reduction_factor: int = 3,
+        earlier: Sequence[Observed] = (),
+    ):
+        """Know nothing but `earlier` yet.
+
+        Args:
+            levels: epochs at which trials are evaluated in full, ascending; the last is that of their end.
+            objectives: how many there are.
+            reduction_factor: of the ASHA that has a share of the promotions.
+            earlier: trials of earlier experiments.
+        """
+        torch.set_num_threads(1)  # small matrices: more threads only take cores from this machine's gangs
+        self._seed, self._levels = seed, tuple(levels)
+        self._encoding = Encoding(space)
+        self._asha = PromotingAsha(rungs=self._levels[:-1], reduction_factor=reduction_factor)
+        self._worst = Standing((math.inf,) * objectives)
+        self._earlier = earlier  # these have the numbers -1, -2, …
+        self._observed: Sequence[Observed] = ()
+        self._points: dict[int, Array] = {}  # by number
+        # (number, epoch) of results, in the order of reporting; the value says nothing.
+        self._arrivals: dict[tuple[int, int], None] = {
+            (-1 - index, epoch): None
+            for index, trial in enumerate(earlier)
+            for epoch in self._levels
+            if epoch in trial.results
+        }
+        self._waiting: dict[int, int] = {}  # number -> epoch of the rung at which it is paused
+        self._runs_to_its_end: set[int] = set()
+        self._parameters: dict[int, Any] = {}  # of the process, by the number of results at their fit
+        self._choice: tuple[Any, _Choice] | None = None  # with what it was made from
+
+    def watch(self, observed: Sequence[Observed]) -> None:
+        """Learn from these trials, which somebody else keeps up to date; to be called once, first."""
+        self._observed = observed
+
+    # As a proposer.
+
+    def propose(self, number: int, observed: Sequence[Observed]) -> Proposal:
+        """A draw, or the configuration from which most is expected."""
+        config = self._choose().config
+        if config is None:  # the choice was a paused trial, but its promotion was not asked for
+            config = self._encoding.draw(self._rng(), 1)[0]
+        if self._full_trainings() >= FULL_TRAININGS:
+            self._runs_to_its_end.add(number)
+        return Proposal(config)
+
+    # As a scheduler.
+
+    def report(self, trial_id: str, epoch: int, standing: Standing) -> Decision:
+        """Pause a trial at its rung, unless it was started to run to its end."""
+        if epoch not in self._levels:
+            return Decision("continue")
+        number = int(trial_id)
+        self._waiting.pop(number, None)
+        self._arrivals[number, epoch] = None
+        decision = self._asha.report(trial_id, epoch, standing)
+        if decision.action == "pause" and number in self._runs_to_its_end:
+            return Decision("continue", f"rung {decision.rung}: started to run to its end", decision.rung)
+        if decision.action == "pause":
+            self._waiting[number] = epoch
+        return decision
+
+    def next_promotion(self, *, or_new: bool = True) -> str | None:
+        """The paused trial from which more is expected than from any new one; ASHA's where none may start."""
+        if or_new:
+            paused = self._choose().paused
+            promoted = None if paused is None else f"{paused:05d}"
+        else:
+            promoted = self._asha.next_promotion()
+        if promoted is not None:
+            self._waiting.pop(int(promoted), None)
+        return promoted
+
+    def drop(self, trial_id: str) -> None:
+        """Never promote it; if it failed, remember where it would have been evaluated next as a bad place."""
+        number = int(trial_id)
+        self._waiting.pop(number, None)
+        self._asha.drop(trial_id)
+        if self._observed[number].failed:
+            done = max(self._observed[number].results, default=0)
+            missed = next((epoch for epoch in self._levels if epoch > done), self._levels[-1])
+            self._arrivals[number, missed] = None
+
+    # The decision.
+
+    def _choose(self) -> _Choice:
+        """One choice per state of knowledge: asked again before anything happened, the same answer."""
+        state = (len(self._observed), len(self._arrivals), tuple(self._waiting))
+        if self._choice is None or self._choice[0] != state:
+            self._choice = (state, self._decide(self._rng()))
+        return self._choice[1]
+
+    def _decide(self, rng: np.random.Generator) -> _Choice:
+        kind = rng.random()
+        asked = rng.random() < ALWAYS / max(ALWAYS, len(self._observed))
+        if len({number for number, _ in self._arrivals}) < STARTUP or kind < RANDOM or not asked:
+            promoted = None if asked else self._asha.next_promotion()
+            return self._promoted(promoted) or _Choice(config=self._encoding.draw(rng, 1)[0])
+        if kind < RANDOM + BY_RANK and (chosen := self._promoted(self._asha.next_promotion())):
+            return chosen
+        return self._most_promising(rng)
+
+    def _promoted(self, trial_id: str | None) -> _Choice | None:
+        """ASHA's promotion, unless the model has promoted that trial already."""
+        number = None if trial_id is None else int(trial_id)
+        return _Choice(paused=number) if number in self._waiting else None
+
+    def _most_promising(self, rng: np.random.Generator) -> _Choice:
+        process = self._model(rng)
+        seen = sorted({number for number, _ in self._arrivals})
+        points = np.array([self._point(number) for number in seen])
+        mean, spread = process.predict(points, np.ones(len(seen)))
+        best = float(mean.min())
+        leaders = [seen[index] for index in np.argsort(mean)[:LEADERS]]
+        candidates = self._encoding.draw(rng, CANDIDATES)
+        candidates += [
+            self._encoding.near(self._trial(leaders[rng.integers(len(leaders))]).config, rng)
+            for _ in range(CANDIDATES)
+        ]
+        expected = _expected_improvement(
+            best, *process.predict(self._encoding.points(candidates), np.ones(len(candidates)))
+        )
+        chosen, most = _Choice(config=candidates[int(expected.argmax())]), float(expected.max())
+        for index, number in enumerate(seen):
+            if number in self._waiting:
+                left = 1 - self._waiting[number] / self._levels[-1]
+                gain = float(_expected_improvement(best, mean[index], spread[index])) / left
+                if gain >= most:
+                    chosen, most = _Choice(paused=number), gain
+        return chosen
+
+    def _model(self, rng: np.random.Generator) -> GaussianProcess:
+        """The process after all results; where trials run, what is expected of them counts as seen, so that
+        the next decision looks elsewhere (kriging believer, Ginsbourger et al. 2010)."""
+        weights = rng.dirichlet(np.ones(len(self._worst.losses)))
+        results = self._results(len(self._arrivals))
+        losses = _scores(results.standings, weights)
+        process = GaussianProcess(self._encoding.dimensions)
+        process.parameters = self._fitted()
+        process.condition(results.points, results.times, losses)
+        running = [n for n, trial in enumerate(self._observed) if not trial.over and n not in self._waiting]
+        if running:
+            points, times = np.array([self._point(n) for n in running]), np.ones(len(running))
+            believed, _ = process.predict(points, times)
+            process.condition(
+                np.concatenate([results.points, points]),
+                np.concatenate([results.times, times]),
+                np.concatenate([losses, believed]),
+            )
+        return process
+
+    def _fitted(self) -> Any:
+        """Parameters fitted to as many of the first results as the last milestone had."""
+        milestone = STARTUP
+        while milestone * REFIT <= len(self._arrivals):
+            milestone = math.ceil(milestone * REFIT)
+        milestone = min(milestone, len(self._arrivals))
+        if milestone not in self._parameters:
+            results = self._results(milestone)
+            process = GaussianProcess(self._encoding.dimensions)
+            objectives = len(self._worst.losses)
+            scores = _scores(results.standings, np.full(objectives, 1 / objectives))
+            process.fit(results.points, results.times, scores, steps=STEPS)
+            self._parameters[milestone] = process.parameters
+        return self._parameters[milestone]
+
+    def _results(self, count: int) -> _Results:
+        """Of the first `count` results those that are learnt from, at most MODELLED."""
+        end = self._levels[-1]
+        shown = list(self._arrivals)[:count]
+        full = [(number, epoch) for number, epoch in shown if epoch == end]
+        if len(full) >= FULL_TRAININGS:
+            # Who failed before the end is no full training, but where it lies is worth knowing.
+            full += [(n, e) for n, e in shown if e < end and not self._standing(n, e).finite]
+            shown = [(number, end) for number, _ in full]
+            standings = [self._standing(number, epoch) for number, epoch in full]
+        else:
+            standings = [self._standing(number, epoch) for number, epoch in shown]
+        if len(shown) > MODELLED:
+            kept = _most_telling(standings)
+            shown, standings = [shown[i] for i in kept], [standings[i] for i in kept]
+        return _Results(
+            np.array([self._point(number) for number, _ in shown]),
+            np.array([math.log1p(epoch) / math.log1p(end) for _, epoch in shown]),
+            standings,
+        )
+
+    def _trial(self, number: int) -> Observed:
+        return self._observed[number] if number >= 0 else self._earlier[-1 - number]
+
+    def _standing(self, number: int, epoch: int) -> Standing:
+        return self._trial(number).results.get(epoch, self._worst)
+
+    def _point(self, number: int) -> Array:
+        if number not in self._points:
+            self._points[number] = self._encoding.points([self._trial(number).config])[0]
+        return self._points[number]
+
+    def _full_trainings(self) -> int:
+        return sum(epoch == self._levels[-1] for _, epoch in self._arrivals)
+
+    def _rng(self) -> np.random.Generator:
+        return np.random.default_rng([self._seed, len(self._observed), len(self._arrivals)])
+
+
+def _scores(standings: Sequence[Standing], weights: Array) -> Array:
+    """float64 [n], of mean 0 and variance 1: normal quantiles of the ranks of `standings`.
+
+    What is infeasible ranks behind, by its violation; last what is not a number. `weights`: of the
+    objectives, for the augmented Chebyshev norm of their own normal scores.
+    """
+    losses = np.array([standing.losses for standing in standings])
+    finite = np.array([standing.finite for standing in standings])
+    if losses.shape[1] == 1:
+        merged = losses[:, 0]
+    else:
+        share = np.stack([_ranks(np.where(finite, column, np.inf)) for column in losses.T]) / len(losses)
+        merged = (weights[:, None] * share).max(axis=0) + 0.05 * (weights @ share)
+    violation = np.array([standing.violation for standing in standings])
+    order = np.lexsort((np.where(finite, merged, 0.0), np.where(finite, violation, 0.0), ~finite))
+    ranks = np.empty(len(order))
+    ranks[order] = np.arange(len(order))
+    return norm.ppf((ranks + 0.5) / len(ranks))
+
+
+def _ranks(values: Array) -> Array:
+    return values.argsort(kind="stable").argsort(kind="stable").astype(float)
+
+
+def _expected_improvement(best: float, mean: Array, spread: Array) -> Array:
+    """How much lower than `best` a normal variable is on average, counting only where it is (Jones 1998)."""
+    z = (best - mean) / spread
+    return spread * (z * norm.cdf(z) + norm.pdf(z))
+
+
+def _most_telling(standings: Sequence[Standing]) -> list[int]:
+    """Indices of the best half and the latest half of as many results as the model bears."""
+    best = sorted(range(len(standings)), key=lambda index: standings[index].key)[: MODELLED // 2]
+    return sorted({*best, *range(len(standings) - MODELLED // 2, len(standings))})
