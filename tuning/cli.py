@@ -299,6 +299,90 @@ def caption(name: str, images: tuple[str, ...], storage: str) -> None:
         click.echo(f"{image:<{width}}  {words}")
 
 
+@main.command()
+@_file
+@click.option(
+    "--curves",
+    "source",
+    required=True,
+    metavar="NAME",
+    help="Experiment whose learning curves are taken; `trainable` runs FILE's own, which must cost little.",
+)
+@click.option(
+    "--gangs", default="1,4,64", show_default=True, metavar="N,N", help="Numbers of trials at the same time."
+)
+@click.option(
+    "--schedulers", metavar="NAME,NAME", help="Choices of `scheduler.algorithm`; by default all that fit."
+)
+@click.option(
+    "--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Repeat each so often."
+)
+@click.option("--replay", is_flag=True, help="Try the configurations of NAME, in their order, and no others.")
+@click.option(
+    "--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True
+)
+@_set
+@click.option(
+    "--storage", metavar="DIR", help="Folder in which NAME is looked for; by default the file's `storage`."
+)
+def simulate(
+    file: str,
+    source: str,
+    gangs: str,
+    schedulers: str | None,
+    seeds: int,
+    replay: bool,
+    form: str,
+    overrides: tuple[str, ...],
+    storage: str | None,
+) -> None:
+    """Run the search of FILE in virtual time: what each scheduler finds, when, and at what cost.
+
+    Learning curves are those of an earlier experiment. csv and json have a row per seed, the table means.
+
+    \b
+    Examples:
+      captune simulate examples/shapes.yaml --curves shapes --gangs 1,8
+      captune simulate examples/shapes.yaml --curves shapes --replay
+      captune simulate examples/polynomial.yaml --curves trainable --set budget.trials=200
+    """
+    from rich.console import Console
+
+    from tuning.comparison_table import comparison_table, made_up, simulating
+    from tuning.experiment import Experiment
+    from tuning.results import load
+    from tuning.scheduler_comparison import compare, fitting, ran_under, savings
+
+    if replay and source == "trainable":
+        raise click.UsageError("--replay needs the configurations of an experiment: name it with --curves")
+    experiment = Experiment.load(file, overrides)
+    earlier = None if source == "trainable" else load(source, storage or experiment.storage)
+    names = (
+        [name.strip() for name in schedulers.split(",")] if schedulers else fitting(experiment, replay=replay)
+    )
+    before = ran_under(earlier) if replay and earlier is not None else ""
+    if before and before not in names:
+        names.append(before)
+    with simulating() as tell:
+        frame = compare(
+            experiment,
+            earlier,
+            gangs=_numbers(gangs, "--gangs"),
+            schedulers=names,
+            seeds=seeds,
+            replay=replay,
+            tell=tell,
+        )
+    if form != "table":
+        _write(frame, form, None)
+        return
+    Console(width=WIDE).print(comparison_table(frame, experiment), soft_wrap=True)
+    if earlier is not None:
+        click.echo(made_up(frame, earlier.name))
+    for line in savings(frame, before) if replay else []:
+        click.echo(line)
+
+
 @main.command(name="list")
 @click.option(
     "--storage", default="captune-results", show_default=True, metavar="DIR", help="Folder to look in."
@@ -325,6 +409,15 @@ def list_command(storage: str) -> None:
 
 def _with_storage(overrides: tuple[str, ...], storage: str | None) -> list[str]:
     return [*overrides, f"storage={storage}"] if storage else list(overrides)
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    """`1,4,64` as numbers."""
+    parts = [part.strip() for part in text.split(",")]
+    wrong = [part for part in parts if not part.isdecimal() or int(part) < 1]
+    if wrong:
+        raise click.UsageError(f"{option} takes whole numbers from 1, as in 1,4,64, but got {wrong[0]!r}")
+    return [int(part) for part in parts]
 
 
 def _this_machine() -> dict[str, float]:

@@ -1,0 +1,153 @@
+"""What a new experiment takes from earlier ones: configurations, results, and what it says about them."""
+
+import math
+
+import pandas as pd
+import pytest
+from recorded import describe, record
+
+from tuning.experiment_file import ExperimentError
+from tuning.warm_start import earlier_trials
+
+RATE = {"learning_rate": {"float": [1e-4, 1e-1], "log": True}}
+WIDTH = {"width": {"choice": [32, 64]}}
+METHOD = {
+    "method": {"choice": [None, "low_rank"]},
+    "ratio": {"float": [0.0, 1.0], "when": {"method": ["low_rank"]}},
+}
+
+
+def start(tmp_path, *sources, **changes):
+    return earlier_trials(
+        describe(tmp_path, search={"from": list(sources or ["earlier"])}, **changes), tmp_path
+    )
+
+
+def test_results_are_taken_at_the_epochs_that_the_new_experiment_evaluates_in_full(tmp_path):
+    record(describe(tmp_path, name="earlier"), [({"learning_rate": 1e-3}, [1, 2, 3, 4, 5], "stopped")])
+    (trial,), lines = start(tmp_path, scheduler={"min_epochs": 2, "max_epochs": 8, "reduction_factor": 2})
+    assert trial.config == {"learning_rate": 1e-3}
+    assert {epoch: each.losses for epoch, each in trial.results.items()} == {2: (-2.0,), 4: (-4.0,)}
+    assert trial.over and not trial.failed
+    assert lines == ["from earlier: 1 of 1 trials; learning_rate matched"]
+
+
+def test_what_was_not_known_there_is_drawn_and_what_is_not_known_here_ignored(tmp_path):
+    trials = [({"learning_rate": 1e-3, "weight_decay": 0.1}, [1], "stopped")] * 40
+    decay = {"weight_decay": {"float": [0.0, 1.0]}}
+    record(describe(tmp_path, name="earlier", search_space=RATE | decay), trials)
+    observed, (line,) = start(tmp_path, search_space=RATE | WIDTH)
+    assert {trial.config["width"] for trial in observed} == {32, 64}
+    assert all(set(trial.config) == {"learning_rate", "width"} for trial in observed)
+    assert "width drawn at random (was not searched there); weight_decay ignored" in line
+    again, _ = start(tmp_path, search_space=RATE | WIDTH)
+    assert observed == again, "the seed decides"
+
+
+def test_what_the_earlier_experiment_fixed_is_known(tmp_path):
+    record(
+        describe(tmp_path, name="earlier", model={"width": 64}), [({"learning_rate": 1e-3}, [1], "stopped")]
+    )
+    (trial,), (line,) = start(tmp_path, search_space=RATE | WIDTH)
+    assert trial.config["width"] == 64
+    assert "width is 64 as it was fixed there" in line
+
+
+def test_trials_outside_the_new_domains_are_left_out(tmp_path):
+    rates = [1e-4, 1e-3, 1e-2]
+    record(describe(tmp_path, name="earlier"), [({"learning_rate": rate}, [1], "stopped") for rate in rates])
+    observed, (line,) = start(tmp_path, search_space={"learning_rate": {"float": [5e-4, 1e-1], "log": True}})
+    assert [trial.config["learning_rate"] for trial in observed] == [1e-3, 1e-2]
+    assert "2 of 3 trials" in line and "1 trial outside the domains (learning_rate)" in line
+
+
+def test_values_take_the_type_of_the_new_domain(tmp_path):
+    space = {"width": {"float": [8.0, 128.0]}}
+    trials = [({"width": 64.0}, [1], "stopped"), ({"width": 33.5}, [1], "stopped")]
+    record(describe(tmp_path, name="earlier", search_space=space), trials)
+    (trial,), _ = start(tmp_path, search_space={"width": {"int": [8, 128]}})
+    assert trial.config == {"width": 64} and type(trial.config["width"]) is int
+
+
+def test_conditions_and_choices_that_are_none_survive_the_table(tmp_path):
+    trials = [({"method": None}, [1], "stopped"), ({"method": "low_rank", "ratio": 0.25}, [1], "stopped")]
+    record(describe(tmp_path, name="earlier", search_space=METHOD), trials)
+    observed, _ = start(tmp_path, search_space=METHOD)
+    assert [trial.config for trial in observed] == [config for config, _, _ in trials]
+
+
+def test_choices_of_several_types_survive_the_table(tmp_path):
+    space = {"width": {"choice": [64, "auto", True]}}
+    trials = [({"width": value}, [1], "stopped") for value in space["width"]["choice"]]
+    record(describe(tmp_path, name="earlier", search_space=space), trials)
+    observed, _ = start(tmp_path, search_space=space)
+    assert [repr(trial.config["width"]) for trial in observed] == ["64", "'auto'", "True"]
+
+
+def test_a_trial_that_went_wrong_is_told_as_failed_and_one_without_results_not_at_all(tmp_path):
+    rate = {"learning_rate": 1e-3}
+    record(
+        describe(tmp_path, name="earlier"),
+        [(rate, [], "diverged"), (rate, [], "running"), (rate, [1], "stopped")],
+    )
+    observed, (line,) = start(tmp_path)
+    assert [trial.failed for trial in observed] == [True, False]
+    assert "1 trial without a result after epoch 1, 3, 9" in line
+
+
+def test_constraints_count_where_they_were_reported(tmp_path):
+    rate, limit = {"learning_rate": 1e-3}, [{"metric": "size_mb", "max": 10.0}]
+    record(
+        describe(tmp_path, name="sized"),
+        [(rate, [{"score": 1, "size_mb": 15.0}], "stopped"), (rate, [1], "stopped")],
+    )
+    record(describe(tmp_path, name="unsized"), [(rate, [1], "stopped")])
+    observed, lines = start(tmp_path, "sized", "unsized", constraints=limit)
+    assert [trial.results[1].violation for trial in observed] == [0.5, math.inf, 0.0]
+    assert "size_mb" not in lines[0] and "size_mb was not reported there" in lines[1]
+
+
+def test_a_bare_table_tells_of_the_best_epoch_only(tmp_path):
+    table = tmp_path / "old.parquet"
+    pd.DataFrame(
+        {
+            "trial_id": ["a", "b", "c"],
+            "config/learning_rate": [1e-3, 1e-2, 1e-3],
+            "score": [0.5, 0.6, 0.7],
+            "best_epoch": pd.array([7, 1, None], dtype="Int64"),
+        }
+    ).to_parquet(table)
+    observed, (line,) = start(tmp_path, str(table))
+    assert [{epoch: each.losses for epoch, each in trial.results.items()} for trial in observed] == [
+        {3: (-0.5,)},
+        {1: (-0.6,)},
+    ]
+    assert line.startswith("from old.parquet: 2 of 3 trials; learning_rate matched")
+
+
+def test_a_table_in_an_experiments_folder_is_that_experiment(tmp_path):
+    earlier = record(describe(tmp_path, name="earlier"), [({"learning_rate": 1e-3}, [1, 2, 3], "stopped")])
+    by_table = start(tmp_path, str(earlier.folder / "trials.parquet"))
+    assert by_table == start(tmp_path, str(earlier.folder)) == start(tmp_path, "earlier")
+
+
+@pytest.mark.parametrize(
+    "source, changes, told",
+    [
+        ("earlyer", {}, "did you mean 'earlier'"),
+        ("missing.parquet", {}, "missing.parquet"),
+        ("earlier", {"objectives": [{"metric": "scorre", "mode": "max"}]}, "did you mean 'score'"),
+        (
+            "earlier",
+            {"search_space": WIDTH},
+            "shares no hyperparameter with this one; it searched learning_rate",
+        ),
+        ("SELF/trials.parquet", {}, "is this experiment itself"),
+    ],
+)
+def test_a_source_that_cannot_be_used_is_refused_with_the_reason(tmp_path, source, changes, told):
+    record(describe(tmp_path, name="earlier"), [({"learning_rate": 1e-3}, [1], "stopped")])
+    own = record(describe(tmp_path), [({"learning_rate": 1e-3}, [1], "stopped")])
+    with pytest.raises(ExperimentError, match=r"search\.from: ") as refused:
+        start(tmp_path, source.replace("SELF", str(own.folder)), **changes)
+    assert told in str(refused.value)

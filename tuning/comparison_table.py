@@ -1,0 +1,77 @@
+"""How a comparison of schedulers looks in a terminal, and its progress.
+
+What is compared is `tuning/scheduler_comparison.py`'s business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+
+from tuning.render import duration, missing, number
+from tuning.scheduler_comparison import averaged
+
+if TYPE_CHECKING:
+    from tuning.experiment import Experiment
+
+#: Epochs between two updates of the display.
+SPACING = 50
+
+
+def comparison_table(frame: pd.DataFrame, experiment: Experiment) -> Table:
+    """A row per scheduler and number of gangs: means over the seeds, `±` their standard deviation."""
+    means = averaged(frame)
+    several, volume = frame["seed"].nunique() > 1, frame["hypervolume"].notna().any()
+    best = f"best {experiment.objectives[0].metric}"
+    heads = ["scheduler", "gangs", "trials", "epochs", "of none", "work", "time", best]
+    heads += [*(["±"] if several else []), *(["hypervolume"] if volume else []), "found after", "at epoch"]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for head in heads:
+        table.add_column(head, justify="left" if head == "scheduler" else "right", no_wrap=True)
+    for row in means.to_dict("records"):
+        cells = [row["scheduler"], number(row["gangs"]), _whole(row["trials"]), _whole(row["epochs"])]
+        cells += ["-" if missing(row["of_none"]) else f"{100 * row['of_none']:.0f} %"]
+        cells += [duration(row["worker_s"]), duration(row["time_s"]), number(row["best"])]
+        cells += [number(row["best_sd"])] if several else []
+        cells += [number(row["hypervolume"])] if volume else []
+        cells += [
+            "-" if missing(row["best_at_s"]) else duration(row["best_at_s"]),
+            _whole(row["best_at_epochs"]),
+        ]
+        table.add_row(*cells)
+    return table
+
+
+def made_up(frame: pd.DataFrame, source: str) -> str:
+    """One line on how much of the curves `source` does not have."""
+    estimated, borrowed = ((frame[name] * frame["epochs"]).sum() for name in ("estimated", "borrowed"))
+    total = frame["epochs"].sum() or 1
+    return (
+        f"{100 * estimated / total:.0f} % of the simulated epochs were not measured in {source} and are "
+        f"extrapolated; {100 * borrowed / total:.0f} % are of configurations that it does not have and are "
+        "those of the nearest"
+    )
+
+
+@contextlib.contextmanager
+def simulating() -> Iterator[Callable[[int, int, int], None]]:
+    """A line on the terminal that tells how far a comparison is; yields its `tell`."""
+    console = Console(stderr=True)
+    with Status("simulating", console=console) if console.is_terminal else contextlib.nullcontext() as status:
+
+        def tell(run: int, runs: int, epochs: int) -> None:
+            if status is not None and (epochs == 1 or epochs % SPACING == 0):
+                status.update(f"simulating run {run} of {runs}, {number(epochs)} epochs")
+
+        yield tell
+
+
+def _whole(value: float) -> str:
+    return "-" if missing(value) else number(round(value))
