@@ -161,6 +161,20 @@ def test_the_command_shows_a_row_per_scheduler_and_number_of_gangs_and_what_is_m
     ]
     assert "0 % of the simulated epochs were not measured in finished" in shown.output
     assert "100 % are of configurations that it does not have" in shown.output
+    assert "not the same" not in shown.output
+    other = simulate(tmp_path, "--curves", "finished", "--gangs", "1", model={"noise": 0.1})
+    assert other.exit_code == 0 and "model.noise" not in other.output, "only what both of them say"
+    other = simulate(
+        tmp_path,
+        "--curves",
+        "finished",
+        "--gangs",
+        "1",
+        "--set",
+        "trainable=examples.polynomial:Polynomial",
+        data={"points": 9},
+    )
+    assert "trainable, data.points not the same in finished" in other.output, other.output
 
 
 def test_the_command_replays_and_ends_with_what_would_have_been_saved(tmp_path):

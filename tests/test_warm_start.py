@@ -53,6 +53,16 @@ def test_what_the_earlier_experiment_fixed_is_known(tmp_path):
     assert "width is 64 as it was fixed there" in line
 
 
+def test_settings_that_are_not_the_same_are_named(tmp_path):
+    earlier = describe(tmp_path, name="earlier", data={"size": 600}, model={"noise": 0.1, "depth": 2})
+    record(earlier, [({"learning_rate": 1e-3}, [1], "stopped")])
+    _, (line,) = start(tmp_path, data={"size": 1200}, model={"noise": 0.2})
+    assert (
+        line
+        == "from earlier: 1 of 1 trials; learning_rate matched; data.size, model.noise not the same there"
+    )
+
+
 def test_trials_outside_the_new_domains_are_left_out(tmp_path):
     rates = [1e-4, 1e-3, 1e-2]
     record(describe(tmp_path, name="earlier"), [({"learning_rate": rate}, [1], "stopped") for rate in rates])

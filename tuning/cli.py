@@ -315,7 +315,11 @@ def caption(name: str, images: tuple[str, ...], storage: str) -> None:
     "--schedulers", metavar="NAME,NAME", help="Choices of `scheduler.algorithm`; by default all that fit."
 )
 @click.option(
-    "--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Repeat each so often."
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Runs of each; --replay needs one.",
 )
 @click.option("--replay", is_flag=True, help="Try the configurations of NAME, in their order, and no others.")
 @click.option(
@@ -377,9 +381,9 @@ def simulate(
         _write(frame, form, None)
         return
     Console(width=WIDE).print(comparison_table(frame, experiment), soft_wrap=True)
-    if earlier is not None:
-        click.echo(made_up(frame, earlier.name))
-    for line in savings(frame, before) if replay else []:
+    lines = made_up(frame, experiment, earlier) if earlier is not None else []
+    lines += savings(frame, before) if replay else []
+    for line in lines:
         click.echo(line)
 
 

@@ -15,11 +15,13 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
+from tuning.configurations import differing_settings
 from tuning.render import duration, missing, number
 from tuning.scheduler_comparison import averaged
 
 if TYPE_CHECKING:
     from tuning.experiment import Experiment
+    from tuning.results import Results
 
 #: Epochs between two updates of the display.
 SPACING = 50
@@ -49,15 +51,19 @@ def comparison_table(frame: pd.DataFrame, experiment: Experiment) -> Table:
     return table
 
 
-def made_up(frame: pd.DataFrame, source: str) -> str:
-    """One line on how much of the curves `source` does not have."""
+def made_up(frame: pd.DataFrame, experiment: Experiment, earlier: Results) -> list[str]:
+    """Lines on how far the curves are those of `earlier` and not what `experiment` would have shown."""
     estimated, borrowed = ((frame[name] * frame["epochs"]).sum() for name in ("estimated", "borrowed"))
     total = frame["epochs"].sum() or 1
-    return (
-        f"{100 * estimated / total:.0f} % of the simulated epochs were not measured in {source} and are "
-        f"extrapolated; {100 * borrowed / total:.0f} % are of configurations that it does not have and are "
-        "those of the nearest"
-    )
+    lines = [
+        f"{100 * estimated / total:.0f} % of the simulated epochs were not measured in {earlier.name} and "
+        f"are extrapolated; {100 * borrowed / total:.0f} % are of configurations that it does not have and "
+        "are those of the nearest"
+    ]
+    differs = differing_settings(earlier.experiment, experiment)
+    if differs:
+        lines.append(f"{', '.join(differs)} not the same in {earlier.name}: its curves may be other ones")
+    return lines
 
 
 @contextlib.contextmanager

@@ -1,18 +1,22 @@
 """Configurations out of the rows of a table of trials: in their own types, inactive names absent.
 
 A table has one dtype per column, an empty cell for what does not apply, and another for a choice that is
-None; this file undoes that. It knows domains and cells, nothing of what the configurations are for.
+None; this file undoes that. It also tells in which other settings two experiments' trials differ. What the
+configurations are for is nobody's business here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from search_spaces import Space
 from search_spaces.space import Choice, Domain, Int
+
+if TYPE_CHECKING:
+    from tuning.experiment import Experiment
 
 #: Before the name of a hyperparameter in a table.
 PREFIX = "config/"
@@ -64,6 +68,15 @@ def in_domain(domain: Domain, value: Any) -> Any:
     if isinstance(domain, Int):
         return int(value) if float(value).is_integer() else value
     return float(value)
+
+
+def differing_settings(one: Experiment, other: Experiment) -> list[str]:
+    """What both say about their trials beside the search, and differently: `data.size`, `model.encoder`."""
+    names = ["trainable"] if one.trainable != other.trainable else []
+    data = sorted(one.data.keys() | other.data.keys())
+    names += [f"data.{key}" for key in data if one.data.get(key) != other.data.get(key)]
+    fixed = sorted(one.model.keys() & other.model.keys())
+    return names + [f"model.{name}" for name in fixed if one.model[name] != other.model[name]]
 
 
 def _restored(domain: Domain, cell: Any) -> Any:

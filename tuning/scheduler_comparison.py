@@ -88,7 +88,8 @@ def compare(
     """Simulate `experiment` under each scheduler on each number of gangs.
 
     Args:
-        experiment: its search, scheduler and budget; its trainable is run only where `earlier` is None.
+        experiment: its search (without `search.from`), scheduler and budget; its trainable is run only
+            where `earlier` is None.
         earlier: whose learning curves are taken; None: those of the experiment's own trainable.
         gangs: trials at the same time.
         schedulers: of `SCHEDULERS`; None: all that fit.

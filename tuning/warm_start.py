@@ -7,7 +7,7 @@ What a searcher makes of the trials is for `tuning/proposers.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import pandas as pd
 from search_spaces import Space
 from search_spaces.space import nearest
 from tuning.comparison import WENT_WRONG, Comparison, Row
-from tuning.configurations import configurations, in_domain, searched_names, values_of
+from tuning.configurations import configurations, differing_settings, in_domain, searched_names, values_of
 from tuning.experiment import Experiment
 from tuning.experiment_file import ExperimentError
 from tuning.proposers import Observed
@@ -41,6 +41,8 @@ class _Source:
     """What was searched; None where only the table's columns tell."""
     fixed: Mapping[str, Any]
     """Its `model` section."""
+    differs: Sequence[str]
+    """Settings in which its trials differ from the new ones beside the search."""
 
     @property
     def searched(self) -> list[str]:
@@ -93,13 +95,14 @@ def _read(place: str, storage: str | Path, experiment: Experiment) -> _Source:
                 raise UnreadableResults(f"is no table of trials: it has no column {_list(lacking)}")
             if trials["trial_id"].duplicated().any():
                 raise UnreadableResults("is no table of trials: a trial_id is there twice")
-            return _Source(path.name, trials, epochs=None, space=None, fixed={})
+            return _Source(path.name, trials, epochs=None, space=None, fixed={}, differs=())
         folder = path.parent
     found = load(folder or place, storage)
     if found.folder.resolve() == experiment.folder.resolve():
         raise ExperimentError(["is this experiment itself; --resume goes on with it, `from` takes others"])
     earlier = found.experiment
-    return _Source(earlier.name, found.trials, found.epochs, earlier.space, earlier.model)
+    differs = differing_settings(earlier, experiment)
+    return _Source(earlier.name, found.trials, found.epochs, earlier.space, earlier.model, differs)
 
 
 def _take(source: _Source, experiment: Experiment, index: int) -> tuple[list[Observed], str]:
@@ -123,6 +126,8 @@ def _take(source: _Source, experiment: Experiment, index: int) -> tuple[list[Obs
         elif standings or failed:
             taken.append(Observed(config, standings, over=True, failed=failed))
     parts = [f"{len(taken)} of {len(configs)} trials", *_matching(source, space)]
+    if source.differs:
+        parts.append(f"{_list(source.differs)} not the same there")
     if absent:
         parts.append(f"{_list(absent)} was not reported there, its constraint counts as kept")
     if outside:
