@@ -1,6 +1,8 @@
 """The search under a loop of a few lines: no Ray, no waiting."""
 
 import math
+import os
+from collections import deque
 
 import pytest
 
@@ -8,8 +10,12 @@ from trainables.order import Failure, Report
 from tuning.budget import BudgetGuard
 from tuning.events import EpochReported, TrialEnded, TrialStarted
 from tuning.experiment import Experiment, ExperimentError
-from tuning.search import Search
-from tuning.searcher import Searcher
+from tuning.search import INTERRUPTED, Search
+from tuning.strategies import open_strategy
+
+STOPPING = {"algorithm": "asha_stopping", "min_epochs": 1, "max_epochs": 9, "reduction_factor": 3}
+PROMOTING = STOPPING | {"algorithm": "asha"}
+BOTH = pytest.mark.parametrize("scheduler", [PROMOTING, STOPPING], ids=["promoting", "stopping"])
 
 
 class Recorder:
@@ -42,7 +48,8 @@ def experiment(**changes):
         "trainable": "curves",
         "search_space": {"learning_rate": {"float": [1e-4, 1e-1], "log": True}},
         "objectives": [{"metric": "score", "mode": "max"}],
-        "scheduler": {"min_epochs": 1, "max_epochs": 9, "reduction_factor": 3},
+        "search": {"algorithm": "random"},
+        "scheduler": PROMOTING,
         "budget": {"trials": 6},
     }
     return Experiment.from_dict(tree | changes)
@@ -53,49 +60,117 @@ def recorder():
     return Recorder()
 
 
-def open_search(tmp_path, recorder, clock=None, **changes):
+@pytest.fixture(autouse=True)
+def unsafe_but_fast(monkeypatch):
+    """Most of a suggestion's time is waiting for the disk."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+def open_search(folder, recorder, clock=None, gangs=1, **changes):
     described = experiment(**changes)
-    searcher = Searcher(
-        path=tmp_path / "study.journal", name="test", space=described.space, mode="max", algorithm="random"
-    )
-    budget = BudgetGuard(
-        trials=described.budget.trials, time_s=described.budget.time_s, clock=clock or Clock()
-    )
-    return Search(described, searcher=searcher, budget=budget, listeners=[recorder])
+    searcher, scheduler = open_strategy(described, path=folder / "study.journal")
+    budget = BudgetGuard(described.budget, gangs=gangs, clock=clock or Clock())
+    return Search(described, searcher=searcher, scheduler=scheduler, budget=budget, listeners=[recorder])
 
 
 def score(run, epoch):
     return math.log10(run.config["learning_rate"]) + 0.1 * epoch
 
 
+def figures(run, epoch):
+    return {"score": score(run, epoch), "worker_s": 60.0, "seconds": 60.0}
+
+
 def report(run, epoch, **metrics):
-    metrics = metrics or {"score": score(run, epoch)}
-    return Report(epoch=epoch, metrics=metrics, attempt=run.attempt, node="here")
+    return Report(epoch=epoch, metrics=metrics or figures(run, epoch), attempt=run.attempt, node="here")
 
 
 def run_trial(search, run, epochs=9):
     for epoch in range(run.epoch + 1, epochs + 1):
-        if search.report(run.trial_id, report(run, epoch)).ends:
+        if search.report(run.trial_id, report(run, epoch)).leaves:
             return
 
 
+def drive(search, limit=None, *, gangs=1, curve=figures):
+    """Run the search on so many gangs, epoch by epoch in turn, for up to `limit` epochs in all."""
+    running, done = deque(), 0
+    while True:
+        while len(running) < gangs and (run := search.next_run()) is not None:
+            assert run.trial_id not in [other.trial_id for other, _ in running], "runs already"
+            running.append((run, run.epoch + 1))
+        if not running:
+            assert search.finished
+            return
+        run, epoch = running.popleft()
+        outcome = curve(run, epoch)
+        done += 1
+        if isinstance(outcome, Failure):
+            search.fail(run.trial_id, outcome)
+        elif not search.report(run.trial_id, report(run, epoch, **outcome)).leaves:
+            running.append((run, epoch + 1))
+        if done == limit:
+            return
+
+
+def states(recorder):
+    """Of every trial, the last."""
+    return {event.trial_id: event.state for event in recorder.of(TrialEnded)}
+
+
+def epochs_of(recorder):
+    """Reported epochs by trial_id."""
+    epochs = {}
+    for event in recorder.of(EpochReported):
+        epochs.setdefault(event.trial_id, []).append(event.epoch)
+    return epochs
+
+
+# One trial after another.
+
+
 def test_the_budget_of_trials_is_spent_and_not_more(tmp_path, recorder):
-    search = open_search(tmp_path, recorder)
+    search = open_search(tmp_path, recorder, scheduler=STOPPING)
     while (run := search.next_run()) is not None:
         run_trial(search, run)
     assert search.finished
     assert len(recorder.of(TrialStarted)) == 6
     assert len(recorder.of(TrialEnded)) == 6
-    states = {event.state for event in recorder.of(TrialEnded)}
-    assert states == {"completed", "stopped"}
+    assert set(states(recorder).values()) == {"completed", "stopped"}
+
+
+def test_promotion_trains_the_best_further_and_leaves_the_others_paused(tmp_path, recorder):
+    """Of 6 trials rung 0 promotes 2; rung 1 would need 3 to promote one, but the best is finished."""
+    search = open_search(tmp_path, recorder)
+    drive(search)
+    epochs = {trial_id: max(done) for trial_id, done in epochs_of(recorder).items()}
+    ended = states(recorder)
+    assert sorted(epochs.values()) == [1, 1, 1, 1, 3, 9]
+    assert {epochs[trial_id] for trial_id, state in ended.items() if state == "completed"} == {9}
+    assert sorted(ended.values()) == ["completed", *["paused"] * 5]
+    at_first_rung = {e.trial_id: e.metrics["score"] for e in recorder.of(EpochReported) if e.epoch == 1}
+    assert epochs[max(at_first_rung, key=at_first_rung.get)] == 9
+
+
+def test_a_promoted_trial_goes_on_from_its_rung_and_is_shown_as_started_again(tmp_path, recorder):
+    search = open_search(tmp_path, recorder)
+    for value in (0.1, 0.3, 0.2):
+        run = search.next_run()
+        decision = search.report(run.trial_id, report(run, 1, score=value))
+        assert (decision.action, decision.leaves) == ("pause", True)
+        assert recorder.of(EpochReported)[-1].rung == 0
+    promoted = search.next_run()
+    assert (promoted.trial_id, promoted.epoch, promoted.attempt) == ("00001", 1, 1)
+    assert [event.trial_id for event in recorder.of(TrialStarted)] == ["00000", "00001", "00002", "00001"]
+    assert search.report("00001", report(promoted, 2)).action == "continue"
+    assert search.next_run().trial_id == "00003"  # rung 0 has given its one of three
 
 
 def test_a_stopped_trial_says_where_and_why(tmp_path, recorder):
-    search = open_search(tmp_path, recorder)
+    search = open_search(tmp_path, recorder, scheduler=STOPPING)
     first, second = search.next_run(), search.next_run()
     search.report(first.trial_id, report(first, 1, score=0.5))
     decision = search.report(second.trial_id, report(second, 1, score=0.1))
-    assert decision.ends
+    assert decision.action == "stop"
     assert recorder.of(EpochReported)[-1].rung == 0
     ended = recorder.of(TrialEnded)[-1]
     assert (ended.trial_id, ended.state) == (second.trial_id, "stopped")
@@ -103,7 +178,7 @@ def test_a_stopped_trial_says_where_and_why(tmp_path, recorder):
 
 
 def test_a_trial_that_was_lost_is_run_again_from_its_last_epoch(tmp_path, recorder):
-    search = open_search(tmp_path, recorder)
+    search = open_search(tmp_path, recorder, scheduler=STOPPING)
     run = search.next_run()
     search.report(run.trial_id, report(run, 1))
     search.lose(run.trial_id, "its actor died")
@@ -123,54 +198,167 @@ def test_a_trial_that_is_lost_too_often_fails(tmp_path, recorder):
     assert "max_failures" in ended.reason
 
 
-def test_an_epoch_that_is_reported_again_counts_once(tmp_path, recorder):
-    search = open_search(tmp_path, recorder)
+@BOTH
+def test_an_epoch_that_is_reported_again_counts_once(tmp_path, recorder, scheduler):
+    search = open_search(tmp_path, recorder, scheduler=scheduler)
     run = search.next_run()
     search.report(run.trial_id, report(run, 1))
     search.report(run.trial_id, report(run, 1))
     assert len(recorder.of(EpochReported)) == 1
 
 
-def test_a_failure_of_one_trial_leaves_the_others_alone(tmp_path, recorder):
+def test_a_report_of_a_trial_that_left_its_gang_is_answered_with_stop(tmp_path, recorder):
     search = open_search(tmp_path, recorder)
+    run = search.next_run()
+    assert search.report(run.trial_id, report(run, 1)).action == "pause"
+    assert search.report(run.trial_id, report(run, 2)).action == "stop"
+    assert search.report("00077", report(run, 1)).action == "stop"
+    assert len(recorder.of(EpochReported)) == 1 and states(recorder) == {run.trial_id: "paused"}
+
+
+def test_a_failure_of_one_trial_leaves_the_others_alone(tmp_path, recorder):
+    search = open_search(tmp_path, recorder, scheduler=STOPPING)
     bad, good = search.next_run(), search.next_run()
     search.fail(bad.trial_id, Failure(state="diverged", reason="loss is nan"))
     run_trial(search, good)
-    states = [event.state for event in recorder.of(TrialEnded)]
-    assert states == ["diverged", "completed"]
+    assert [event.state for event in recorder.of(TrialEnded)] == ["diverged", "completed"]
+
+
+def test_a_failed_trial_is_not_promoted_and_the_best_of_the_others_is_finished(tmp_path, recorder):
+    search = open_search(tmp_path, recorder, budget={"trials": 3})
+    for value in (0.1, 0.3, 0.2):
+        run = search.next_run()
+        search.report(run.trial_id, report(run, 1, score=value))
+    search.fail(search.next_run().trial_id, Failure(state="out_of_memory", reason="after its promotion"))
+    drive(search)
+    assert states(recorder) == {"00000": "paused", "00001": "out_of_memory", "00002": "completed"}
 
 
 def test_when_time_is_up_running_epochs_are_kept_and_trials_paused(tmp_path, recorder):
     clock = Clock()
-    search = open_search(tmp_path, recorder, clock, budget={"time": 60})
+    search = open_search(tmp_path, recorder, clock, budget={"time": 60}, scheduler=STOPPING)
     run = search.next_run()
     clock.now = 61
     assert search.next_run() is None
     decision = search.report(run.trial_id, report(run, 1))
-    assert decision.ends
+    assert decision.leaves
     assert recorder.of(EpochReported)[-1].epoch == 1
     assert recorder.of(TrialEnded)[-1].state == "paused"
     assert search.finished
 
 
-def test_a_missing_objective_fails_the_trial_with_the_nearest_name(tmp_path, recorder):
-    search = open_search(tmp_path, recorder, objectives=[{"metric": "scor", "mode": "max"}])
+@BOTH
+def test_a_missing_objective_fails_the_trial_with_the_nearest_name(tmp_path, recorder, scheduler):
+    objectives = [{"metric": "scor", "mode": "max"}]
+    search = open_search(tmp_path, recorder, objectives=objectives, scheduler=scheduler)
     run = search.next_run()
     decision = search.report(run.trial_id, report(run, 1))
-    assert decision.ends
+    assert decision.leaves
     ended = recorder.of(TrialEnded)[-1]
     assert ended.state == "failed"
     assert "'scor'" in ended.reason and "did you mean 'score'" in ended.reason
 
 
+def test_between_rungs_an_objective_may_be_absent(tmp_path, recorder):
+    search = open_search(tmp_path, recorder, scheduler=STOPPING)
+    run = search.next_run()
+    assert search.report(run.trial_id, report(run, 1)).action == "continue"
+    assert search.report(run.trial_id, report(run, 2, loss=0.5)).action == "continue"
+    assert search.report(run.trial_id, report(run, 3, loss=0.5)).action == "stop"
+
+
+def test_infeasible_trials_are_promoted_last_and_are_best_only_among_themselves(tmp_path, recorder):
+    constraints = [{"metric": "size_mb", "max": 20}]
+    search = open_search(tmp_path, recorder, constraints=constraints, budget={"trials": 3})
+    for value, size in [(0.9, 25.0), (0.5, 30.0), (0.1, 20.0)]:
+        run = search.next_run()
+        search.report(run.trial_id, report(run, 1, score=value, size_mb=size))
+    drive(search, curve=lambda run, epoch: figures(run, epoch) | {"size_mb": 20.0})
+    assert states(recorder) == {"00000": "paused", "00001": "paused", "00002": "completed"}
+
+
+def test_several_objectives_are_promoted_by_front(tmp_path, recorder):
+    objectives = [{"metric": "score", "mode": "max"}, {"metric": "size_mb", "mode": "min"}]
+    search = open_search(tmp_path, recorder, objectives=objectives, budget={"trials": 6})
+    for value, size in [(0.1, 9.0), (0.9, 9.0), (0.5, 9.5)]:
+        run = search.next_run()
+        search.report(run.trial_id, report(run, 1, score=value, size_mb=size))
+    run = search.next_run()
+    assert run.trial_id == "00001"
+    search.fail(run.trial_id, Failure(state="failed", reason="so that something else is next"))
+    for value, size in [(0.1, 1.0), (0.4, 9.9), (0.0, 9.9)]:
+        run = search.next_run()
+        search.report(run.trial_id, report(run, 1, score=value, size_mb=size))
+    assert search.next_run().trial_id == "00003"  # the other end of the front
+
+
+# The end of the budget.
+
+
+def completed_best(recorder):
+    """(trial_id, its state) of the best of all reported epochs among trials that did not go wrong."""
+    ended = states(recorder)
+    fine = [
+        e for e in recorder.of(EpochReported) if ended.get(e.trial_id) in ("completed", "paused", "stopped")
+    ]
+    best = max(fine, key=lambda event: event.metrics["score"])
+    return best.trial_id, ended[best.trial_id]
+
+
+@BOTH
+@pytest.mark.parametrize("gangs", [1, 2])
+@pytest.mark.parametrize("budget", [{"trials": 1}, {"trials": 6}, {"epochs": 40}, {"worker_hours": 0.75}])
+def test_the_best_trial_is_complete_at_the_end(tmp_path, recorder, scheduler, gangs, budget):
+    search = open_search(tmp_path, recorder, gangs=gangs, scheduler=scheduler, budget=budget)
+    drive(search, gangs=gangs)
+    assert completed_best(recorder)[1] == "completed"
+    if "epochs" in budget:
+        assert len(recorder.of(EpochReported)) <= budget["epochs"] + gangs - 1
+
+
+@pytest.mark.parametrize("gangs", [1, 3, 8])
+@pytest.mark.parametrize("epochs", [1, 2, 10, 33])
+@BOTH
+def test_epochs_are_overspent_by_no_more_than_what_runs(tmp_path, recorder, scheduler, epochs, gangs):
+    search = open_search(tmp_path, recorder, gangs=gangs, scheduler=scheduler, budget={"epochs": epochs})
+    drive(search, gangs=gangs)
+    assert epochs <= len(recorder.of(EpochReported)) <= epochs + gangs - 1
+    assert set(states(recorder).values()) <= {"completed", "stopped", "paused"}
+
+
+def test_a_plateau_ends_the_search(tmp_path, recorder):
+    search = open_search(tmp_path, recorder, budget={"trials": 99, "plateau": 4})
+    drive(search, curve=lambda run, epoch: {"score": 0.5 if run.trial_id != "00001" else 0.6})
+    assert len(states(recorder)) < 15
+    assert search.finished
+
+
+def test_paused_trials_are_pruned_in_the_study_when_the_search_is_closed(tmp_path, recorder):
+    described = experiment()
+    searcher, scheduler = open_strategy(described, path=None)
+    budget = BudgetGuard(described.budget, clock=Clock())
+    search = Search(described, searcher=searcher, scheduler=scheduler, budget=budget)
+    drive(search)
+    told = searcher._study.trials
+    assert sorted(trial.state.name for trial in told) == ["COMPLETE", *["RUNNING"] * 5]
+    search.close()
+    told = searcher._study.trials
+    assert sorted(trial.state.name for trial in told) == ["COMPLETE", *["PRUNED"] * 5]
+    assert [trial.user_attrs["state"] for trial in told].count("paused") == 5
+    assert all(trial.value is not None for trial in told)
+
+
+# Going on after a driver died.
+
+
 def as_tables(events, epoch_events=None):
     """What the tables hold after `events`; `epoch_events`: the epochs table, which is written first."""
-    ends = {event.trial_id: event.state for event in events if isinstance(event, TrialEnded)}
-    trials = {
-        event.trial_id: {"trial_id": event.trial_id, "state": ends.get(event.trial_id, "running")}
-        for event in events
-        if isinstance(event, TrialStarted)
-    }
+    trials = {}
+    for event in events:
+        if isinstance(event, TrialStarted):
+            trials[event.trial_id] = {"trial_id": event.trial_id, "state": "running"}
+        elif isinstance(event, TrialEnded):
+            trials[event.trial_id]["state"] = event.state
     epochs = [
         {"trial_id": e.trial_id, "epoch": e.epoch, "attempt": e.attempt, "metrics": e.metrics}
         for e in (events if epoch_events is None else epoch_events)
@@ -179,64 +367,177 @@ def as_tables(events, epoch_events=None):
     return list(trials.values()), epochs
 
 
-def drive(search, limit=None):
-    """Run trial after trial, up to `limit` epochs in all."""
-    done = 0
-    while (run := search.next_run()) is not None:
-        for epoch in range(run.epoch + 1, 10):
-            decision = search.report(run.trial_id, report(run, epoch))
-            done += 1
-            if done == limit:
-                return
-            if decision.ends:
-                break
-
-
 def outcome(events):
     """Final states, and the score of every epoch."""
-    states = {e.trial_id: e.state for e in events if isinstance(e, TrialEnded)}
-    epochs = {(e.trial_id, e.epoch): e.metrics["score"] for e in events if isinstance(e, EpochReported)}
-    return states, epochs
+    ended = {}
+    for event in events:
+        if isinstance(event, TrialEnded):
+            ended[event.trial_id] = event.state
+    return ended, {(e.trial_id, e.epoch): e.metrics for e in events if isinstance(e, EpochReported)}
+
+
+def two_figures(run, epoch):
+    return figures(run, epoch) | {"size_mb": 1e3 * run.config["learning_rate"]}
+
+
+def failing(run, epoch):
+    if int(run.trial_id) % 4 == epoch:
+        return Failure(state="diverged", reason="loss is nan")
+    return figures(run, epoch)
+
+
+def broken(run, epoch):
+    return figures(run, epoch) | ({"score": math.nan} if int(run.trial_id) % 3 == 1 else {})
+
+
+TWO = [{"metric": "score", "mode": "max"}, {"metric": "size_mb", "mode": "min"}]
+SCENARIOS = {
+    "promoting": ({}, figures),
+    "stopping": ({"scheduler": STOPPING}, figures),
+    "no rungs": ({"scheduler": PROMOTING | {"algorithm": "none"}, "budget": {"trials": 3}}, figures),
+    "epochs": ({"budget": {"epochs": 31}}, figures),
+    "worker-hours": ({"budget": {"worker_hours": 0.4}}, figures),
+    "plateau": ({"budget": {"trials": 30, "plateau": 5}}, figures),
+    "two objectives": ({"objectives": TWO, "budget": {"trials": 9}}, two_figures),
+    "constraint": ({"constraints": [{"metric": "size_mb", "max": 9}]}, two_figures),
+    "failures": ({"budget": {"trials": 9}}, failing),
+    "NaN": ({"budget": {"trials": 9}}, broken),
+    "tpe": ({"search": {"algorithm": "tpe", "startup_trials": 3}, "budget": {"trials": 9}}, figures),
+    "nsga2": (
+        {"search": {"algorithm": "nsga2"}, "objectives": TWO, "budget": {"trials": 20}},
+        two_figures,
+    ),
+}
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What happens when nobody is killed."""
-    recorder = Recorder()
-    drive(open_search(tmp_path_factory.mktemp("whole"), recorder))
-    return outcome(recorder.events)
+    """What happens when nobody is killed, by the name of the scenario."""
+    known = {}
+
+    def of(name):
+        if name not in known:
+            recorder, (changes, curve) = Recorder(), SCENARIOS[name]
+            drive(open_search(tmp_path_factory.mktemp("whole"), recorder, **changes), curve=curve)
+            known[name] = outcome(recorder.events)
+        return known[name]
+
+    return of
 
 
-@pytest.mark.parametrize("killed_after", range(1, 16))
-def test_a_killed_search_goes_on_as_if_nothing_had_happened(tmp_path, whole, killed_after):
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_killed_search_goes_on_as_if_nothing_had_happened(tmp_path, whole, name):
     """Whenever the driver dies, the resumed one makes the decisions that the first would have made."""
-    before, after = Recorder(), Recorder()
-    drive(open_search(tmp_path, before), limit=killed_after)
-    resumed = open_search(tmp_path, after)
-    resumed.replay(*as_tables(before.events))
-    drive(resumed)
-    assert outcome(before.events + after.events) == whole
+    changes, curve = SCENARIOS[name]
+    for killed_after in range(1, min(22, len(whole(name)[1]))):
+        folder = tmp_path / f"{killed_after}"
+        folder.mkdir()
+        before, after = Recorder(), Recorder()
+        drive(open_search(folder, before, **changes), killed_after, curve=curve)
+        resumed = open_search(folder, after, **changes)
+        resumed.replay(*as_tables(before.events))
+        drive(resumed, curve=curve)
+        assert outcome(before.events + after.events) == whole(name), killed_after
 
 
 @pytest.mark.parametrize("unwritten", [0, 3, 8])
-@pytest.mark.parametrize("behind", range(1, 20))
-def test_tables_that_were_behind_the_study_lose_no_trial(tmp_path, whole, behind, unwritten):
+def test_tables_that_were_behind_the_study_lose_no_trial(tmp_path, whole, unwritten):
     """The study is written at once, the tables from time to time, epochs before trials."""
+    for behind in range(1, 20):
+        folder = tmp_path / f"{behind}"
+        folder.mkdir()
+        before, after = Recorder(), Recorder()
+        drive(open_search(folder, before, scheduler=STOPPING), limit=14)
+        epochs_until = len(before.events) - unwritten
+        trials_until = max(0, epochs_until - behind)
+        resumed = open_search(folder, after, scheduler=STOPPING)
+        resumed.replay(*as_tables(before.events[:trials_until], before.events[:epochs_until]))
+        drive(resumed)
+        known = [e for e in before.events[:trials_until] if not isinstance(e, EpochReported)]
+        known += [e for e in before.events[:epochs_until] if isinstance(e, EpochReported)]
+        assert outcome(known + after.events) == whole("stopping"), behind
+
+
+@pytest.mark.parametrize("unwritten", [0, 3, 8])
+def test_under_promotion_too_tables_behind_the_study_lose_no_trial(tmp_path, unwritten):
+    """Epochs that were lost are trained again, so others may be promoted; but every trial is known."""
+    for behind in range(1, 20):
+        folder = tmp_path / f"{behind}"
+        folder.mkdir()
+        before, after = Recorder(), Recorder()
+        drive(open_search(folder, before), limit=14)
+        epochs_until = len(before.events) - unwritten
+        trials_until = max(0, epochs_until - behind)
+        resumed = open_search(folder, after)
+        resumed.replay(*as_tables(before.events[:trials_until], before.events[:epochs_until]))
+        drive(resumed)
+        known = [e for e in before.events[:trials_until] if not isinstance(e, EpochReported)]
+        known += [e for e in before.events[:epochs_until] if isinstance(e, EpochReported)]
+        both = Recorder()
+        both.events = known + after.events
+        assert sorted(states(both)) == [f"{number:05d}" for number in range(6)], behind
+        assert all(done == list(range(1, len(done) + 1)) for done in epochs_of(both).values()), behind
+        assert completed_best(both)[1] == "completed", behind
+
+
+@pytest.mark.parametrize("killed_after", [5, 17, 30])
+@pytest.mark.parametrize("name", ["promoting", "stopping", "two objectives", "failures"])
+def test_killed_with_several_gangs_nothing_is_lost_or_done_twice(tmp_path, name, killed_after):
+    changes, curve = SCENARIOS[name]
+    changes = changes | {"budget": {"trials": 20}}
     before, after = Recorder(), Recorder()
-    drive(open_search(tmp_path, before), limit=14)
-    epochs_until = len(before.events) - unwritten
-    trials_until = max(0, epochs_until - behind)
+    drive(open_search(tmp_path, before, gangs=2, **changes), killed_after, gangs=2, curve=curve)
+    resumed = open_search(tmp_path, after, gangs=2, **changes)
+    resumed.replay(*as_tables(before.events))
+    drive(resumed, gangs=2, curve=curve)
+    both = Recorder()
+    both.events = before.events + after.events
+    assert len(states(both)) == 20
+    assert all(done == list(range(1, len(done) + 1)) for done in epochs_of(both).values())
+
+
+def test_a_resumed_search_has_the_rungs_and_the_paused_trials_of_the_first(tmp_path):
+    before, after = Recorder(), Recorder()
+    first = open_search(tmp_path, before)
+    for value in (0.1, 0.3, 0.2):
+        run = first.next_run()
+        first.report(run.trial_id, report(run, 1, score=value))
+    first.report(first.next_run().trial_id, report(run, 2))  # killed while the promoted one goes on
     resumed = open_search(tmp_path, after)
-    resumed.replay(*as_tables(before.events[:trials_until], before.events[:epochs_until]))
+    resumed.replay(*as_tables(before.events))
+    assert [(event.trial_id, event.state, event.reason) for event in after.of(TrialEnded)] == [
+        ("00001", "paused", INTERRUPTED)
+    ]
+    again = resumed.next_run()
+    assert (again.trial_id, again.epoch) == ("00001", 2)
+    for value in (0.0, 0.0):
+        run = resumed.next_run()
+        resumed.report(run.trial_id, report(run, 1, score=value))
+    run = resumed.next_run()
+    assert run.trial_id == "00005"  # rung 0 has 5 members and gave its one promotion before the kill
+    resumed.report(run.trial_id, report(run, 1, score=0.0))
+    assert resumed.next_run().trial_id == "00002"  # the best of those who were paused in the first run
+
+
+@pytest.mark.parametrize("more", [{"trials": 12}, {"epochs": 60}])
+def test_a_finished_search_goes_on_under_a_larger_budget(tmp_path, more):
+    before, after = Recorder(), Recorder()
+    first = open_search(tmp_path, before)
+    drive(first)
+    first.close()
+    resumed = open_search(tmp_path, after, budget=more)
+    resumed.replay(*as_tables(before.events))
     drive(resumed)
-    known = [e for e in before.events[:trials_until] if not isinstance(e, EpochReported)]
-    known += [e for e in before.events[:epochs_until] if isinstance(e, EpochReported)]
-    assert outcome(known + after.events) == whole
+    both = Recorder()
+    both.events = before.events + after.events
+    assert len(states(both)) > 6
+    assert all(done == list(range(1, len(done) + 1)) for done in epochs_of(both).values())
+    assert completed_best(both)[1] == "completed"
 
 
 def test_tables_without_their_study_are_refused(tmp_path, recorder):
     search = open_search(tmp_path, recorder)
-    with pytest.raises(ExperimentError, match="study.journal does not know: 00007"):
+    with pytest.raises(ExperimentError, match=r"study.journal does not know: 00007"):
         search.replay([{"trial_id": "00007", "state": "running"}], [])
 
 
@@ -254,10 +555,11 @@ def test_an_interrupted_or_lost_trial_is_paused_until_it_runs_again(tmp_path, re
     assert [resumed.next_run().trial_id for _ in range(2)] == ["00000", "00001"]
 
 
-def test_a_nan_at_a_rung_stops_the_trial_also_when_read_from_the_table(tmp_path, recorder):
-    search = open_search(tmp_path, recorder)
+@BOTH
+def test_a_nan_at_a_rung_stops_the_trial_also_when_read_from_the_table(tmp_path, recorder, scheduler):
+    search = open_search(tmp_path, recorder, scheduler=scheduler)
     run = search.next_run()
-    resumed = open_search(tmp_path, recorder)
+    resumed = open_search(tmp_path, recorder, scheduler=scheduler)
     row = {"trial_id": run.trial_id, "epoch": 1, "attempt": 1, "metrics": {}}
     resumed.replay([{"trial_id": run.trial_id, "state": "running"}], [row])
     assert recorder.of(TrialEnded)[-1].state == "stopped"
