@@ -142,12 +142,13 @@ def regrets(problem: Problem, seen: Iterator[Seen]) -> Iterator[tuple[int, float
 
 
 def hypervolumes(problem: Problem, seen: Iterator[Seen]) -> Iterator[tuple[int, float]]:
-    """(epochs spent, share of the true front's hypervolume) after every epoch, of full trainings."""
-    found: list[Sequence[float]] = []
+    """(epochs spent, share of the true front's hypervolume) after every epoch; any checkpoint could ship."""
+    found = np.empty((0, len(problem.objectives)))
     share = 0.0
     for report in seen:
-        if report.epoch == problem.max_epochs and not diverged(tuple(report.losses)):
-            found.append(report.losses)
+        losses = np.array(report.losses)
+        if np.isfinite(losses).all() and not (found <= losses).all(axis=1).any():
+            found = np.vstack([found[~(losses <= found).all(axis=1)], losses])
             share = problem.share(found)
         yield report.epochs_spent, share
 

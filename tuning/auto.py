@@ -6,13 +6,13 @@ the largest improvement on the best is expected there, a paused trial's weighed 
 left for it (freeze and thaw, Swersky et al. 2014; DyHPO, Wistuba et al. 2022). A trial that goes on does so
 until its next rung.
 
-* A twentieth of the decisions are random draws and as many the promotions that ASHA would make, so that no error
-  of the model lasts.
+* A twentieth of the decisions are random draws and as many the promotions that ASHA would make, so that no
+  error of the model lasts.
 * With enough full trainings, only these are learnt from, and new trials run to their end: by then the
   model knows better than low rungs where to look, and they cannot mislead it.
 * What is compared are ranks, not figures: outliers and units do not matter, and constraints come first
-  (feasibility first, Deb et al. 2002). Several objectives become one by random weights, other ones for each
-  decision (ParEGO, Knowles 2006).
+  (feasibility first, Deb et al. 2002). Of several objectives each has a process of its own, and the
+  improvement is of the hypervolume (Emmerich et al. 2006).
 
 All of it is a function of what was observed, in the order in which it was: a restarted driver decides what
 the first one would have. This file knows neither Ray nor files.
@@ -34,7 +34,7 @@ from search_spaces import Space
 from tuning.encoding import Encoding
 from tuning.gaussian_process import GaussianProcess
 from tuning.proposers import Observed, Proposal
-from tuning.ranking import Standing
+from tuning.ranking import Standing, best_first, front, hypervolume
 from tuning.scheduler import Decision, PromotingAsha
 
 Array = NDArray[np.float64]
@@ -49,6 +49,8 @@ FULL_TRAININGS = 10
 CANDIDATES, LEADERS = 150, 8
 #: Parameters are fitted again when there are so many times as many results, in so many steps.
 REFIT, STEPS = 1.3, 15
+#: Draws behind the expected gain of hypervolume.
+SAMPLES = 64
 #: Most results in the model, and decisions after which it is asked more and more seldom: both bound its cost.
 MODELLED, ALWAYS = 300, 1000
 
@@ -188,62 +190,65 @@ class Auto:
         return _Choice(paused=number) if number in self._waiting else None
 
     def _most_promising(self, rng: np.random.Generator) -> _Choice:
-        process = self._model(rng)
+        processes = self._model()
         seen = sorted({number for number, _ in self._arrivals})
-        points = np.array([self._point(number) for number in seen])
-        mean, spread = process.predict(points, np.ones(len(seen)))
-        best = float(mean.min())
-        leaders = [seen[index] for index in np.argsort(mean)[:LEADERS]]
+        mean, spread = _predict(processes, np.array([self._point(number) for number in seen]))
+        leaders = [seen[index] for index in best_first([Standing(tuple(row)) for row in mean])[:LEADERS]]
         candidates = self._encoding.draw(rng, CANDIDATES)
         candidates += [
             self._encoding.near(self._trial(leaders[rng.integers(len(leaders))]).config, rng)
             for _ in range(CANDIDATES)
         ]
-        expected = _expected_improvement(
-            best, *process.predict(self._encoding.points(candidates), np.ones(len(candidates)))
+        waiting = [index for index, number in enumerate(seen) if number in self._waiting]
+        new_mean, new_spread = _predict(processes, self._encoding.points(candidates))
+        gains = expected_gain(
+            mean,
+            np.concatenate([mean[waiting], new_mean]),
+            np.concatenate([spread[waiting], new_spread]),
+            rng,
         )
-        chosen, most = _Choice(config=candidates[int(expected.argmax())]), float(expected.max())
-        for index, number in enumerate(seen):
-            if number in self._waiting:
-                left = 1 - self._waiting[number] / self._levels[-1]
-                gain = float(_expected_improvement(best, mean[index], spread[index])) / left
-                if gain >= most:
-                    chosen, most = _Choice(paused=number), gain
-        return chosen
+        left = [1 - self._waiting[seen[index]] / self._levels[-1] for index in waiting]
+        gains[: len(waiting)] /= left
+        chosen = int(gains.argmax())
+        if chosen < len(waiting):
+            return _Choice(paused=seen[waiting[chosen]])
+        return _Choice(config=candidates[chosen - len(waiting)])
 
-    def _model(self, rng: np.random.Generator) -> GaussianProcess:
-        """The process after all results; where trials run, what is expected of them counts as seen, so that
-        the next decision looks elsewhere (kriging believer, Ginsbourger et al. 2010)."""
-        weights = rng.dirichlet(np.ones(len(self._worst.losses)))
+    def _model(self) -> list[GaussianProcess]:
+        """A process for each objective, after all results; where trials run, what is expected of them counts
+        as seen, so that the next decision looks elsewhere (kriging believer, Ginsbourger et al. 2010)."""
         results = self._results(len(self._arrivals))
-        losses = _scores(results.standings, weights)
-        process = GaussianProcess(self._encoding.dimensions)
-        process.parameters = self._fitted()
-        process.condition(results.points, results.times, losses)
         running = [n for n, trial in enumerate(self._observed) if not trial.over and n not in self._waiting]
-        if running:
-            points, times = np.array([self._point(n) for n in running]), np.ones(len(running))
-            believed, _ = process.predict(points, times)
-            process.condition(
-                np.concatenate([results.points, points]),
-                np.concatenate([results.times, times]),
-                np.concatenate([losses, believed]),
-            )
-        return process
+        processes = []
+        for scores, parameters in zip(_scores(results.standings).T, self._fitted(), strict=True):
+            process = GaussianProcess(self._encoding.dimensions)
+            process.parameters = parameters
+            process.condition(results.points, results.times, scores)
+            if running:
+                points, times = np.array([self._point(n) for n in running]), np.ones(len(running))
+                believed, _ = process.predict(points, times)
+                process.condition(
+                    np.concatenate([results.points, points]),
+                    np.concatenate([results.times, times]),
+                    np.concatenate([scores, believed]),
+                )
+            processes.append(process)
+        return processes
 
-    def _fitted(self) -> Any:
-        """Parameters fitted to as many of the first results as the last milestone had."""
+    def _fitted(self) -> list[Any]:
+        """Parameters for each objective, fitted to as many of the first results as the last milestone had."""
         milestone = STARTUP
         while milestone * REFIT <= len(self._arrivals):
             milestone = math.ceil(milestone * REFIT)
         milestone = min(milestone, len(self._arrivals))
         if milestone not in self._parameters:
             results = self._results(milestone)
-            process = GaussianProcess(self._encoding.dimensions)
-            objectives = len(self._worst.losses)
-            scores = _scores(results.standings, np.full(objectives, 1 / objectives))
-            process.fit(results.points, results.times, scores, steps=STEPS)
-            self._parameters[milestone] = process.parameters
+            fitted = []
+            for scores in _scores(results.standings).T:
+                process = GaussianProcess(self._encoding.dimensions)
+                process.fit(results.points, results.times, np.ascontiguousarray(scores), steps=STEPS)
+                fitted.append(process.parameters)
+            self._parameters[milestone] = fitted
         return self._parameters[milestone]
 
     def _results(self, count: int) -> _Results:
@@ -285,34 +290,65 @@ class Auto:
         return np.random.default_rng([self._seed, len(self._observed), len(self._arrivals)])
 
 
-def _scores(standings: Sequence[Standing], weights: Array) -> Array:
-    """float64 [n], of mean 0 and variance 1: normal quantiles of the ranks of `standings`.
+def _predict(processes: Sequence[GaussianProcess], points: Array) -> tuple[Array, Array]:
+    """Means and standard deviations at the last epoch: float64 [points, objectives] each."""
+    predicted = [process.predict(points, np.ones(len(points))) for process in processes]
+    return np.stack([mean for mean, _ in predicted], 1), np.stack([spread for _, spread in predicted], 1)
 
-    What is infeasible ranks behind, by its violation; last what is not a number. `weights`: of the
-    objectives, for the augmented Chebyshev norm of their own normal scores.
+
+def _scores(standings: Sequence[Standing]) -> Array:
+    """float64 [n, objectives]: normal quantiles of the ranks of `standings` in each objective.
+
+    What is infeasible ranks behind, by its violation; last what is not a number.
     """
-    losses = np.array([standing.losses for standing in standings])
     finite = np.array([standing.finite for standing in standings])
-    if losses.shape[1] == 1:
-        merged = losses[:, 0]
-    else:
-        share = np.stack([_ranks(np.where(finite, column, np.inf)) for column in losses.T]) / len(losses)
-        merged = (weights[:, None] * share).max(axis=0) + 0.05 * (weights @ share)
-    violation = np.array([standing.violation for standing in standings])
-    order = np.lexsort((np.where(finite, merged, 0.0), np.where(finite, violation, 0.0), ~finite))
-    ranks = np.empty(len(order))
-    ranks[order] = np.arange(len(order))
-    return norm.ppf((ranks + 0.5) / len(ranks))
+    violation = np.array([standing.violation if standing.finite else 0.0 for standing in standings])
+    columns = []
+    for losses in np.array([standing.losses for standing in standings]).T:
+        order = np.lexsort((np.where(finite, losses, 0.0), violation, ~finite))
+        ranks = np.empty(len(order))
+        ranks[order] = np.arange(len(order))
+        columns.append(norm.ppf((ranks + 0.5) / len(ranks)))
+    return np.stack(columns, 1)
 
 
-def _ranks(values: Array) -> Array:
-    return values.argsort(kind="stable").argsort(kind="stable").astype(float)
+def expected_gain(known: Array, mean: Array, spread: Array, rng: np.random.Generator) -> Array:
+    """float64 [m]: by how much normal variables improve on `known` on average, nothing where they are worse.
+
+    Of one objective the improvement on the least (Jones et al. 1998), of several the hypervolume that is
+    added, from a reference beyond all that is known, by SAMPLES draws, the same ones for all.
+
+    Args:
+        known: float64 [n, objectives].
+        mean: float64 [m, objectives].
+        spread: float64 [m, objectives], standard deviations.
+    """
+    if known.shape[1] == 1:
+        z = (known.min() - mean[:, 0]) / spread[:, 0]
+        return spread[:, 0] * (z * norm.cdf(z) + norm.pdf(z))
+    reference = known.max(axis=0) + 0.1
+    best = known[front(known)]
+    draws = rng.standard_normal((SAMPLES, known.shape[1]))
+    sampled = mean[:, None, :] + spread[:, None, :] * draws[None]  # [m, SAMPLES, objectives]
+    if known.shape[1] == 2:
+        return _added_area(best, sampled, reference).mean(axis=1)
+    before = hypervolume(best, reference)
+    return np.array(
+        [
+            np.mean([hypervolume(np.vstack([best, point]), reference) - before for point in draws_of])
+            for draws_of in sampled[:, : SAMPLES // 4]
+        ]
+    )
 
 
-def _expected_improvement(best: float, mean: Array, spread: Array) -> Array:
-    """How much lower than `best` a normal variable is on average, counting only where it is (Jones 1998)."""
-    z = (best - mean) / spread
-    return spread * (z * norm.cdf(z) + norm.pdf(z))
+def _added_area(best: Array, points: Array, reference: Array) -> Array:
+    """float64 [...]: area that each of `points` [..., 2] alone adds to that of the front `best` [n, 2]."""
+    stairs = best[best[:, 0].argsort()]
+    left = np.concatenate([[-np.inf], stairs[:, 0]])
+    right = np.concatenate([stairs[:, 0], [reference[0]]])
+    top = np.concatenate([[reference[1]], stairs[:, 1]])
+    width = np.clip(right - np.maximum(left, points[..., :1]), 0, None)
+    return (width * np.clip(top - points[..., 1:], 0, None)).sum(-1)
 
 
 def _most_telling(standings: Sequence[Standing]) -> list[int]:
