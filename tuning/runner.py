@@ -32,6 +32,7 @@ from tuning.resuming import history, refuse_changes
 from tuning.search import Run, Search
 from tuning.storage import write_description
 from tuning.strategies import open_strategy
+from tuning.warm_start import earlier_trials
 
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our tables replace them; they dominate Tune's loop
@@ -82,13 +83,16 @@ def run(
     folder = experiment.folder.absolute()
     with _sole_user_of(folder, resume), ExitStack() as stack:
         refuse_changes(experiment, folder)
+        earlier, learnt_from = earlier_trials(experiment, experiment.storage)
         cluster_resources = stack.enter_context(_connect()())
         plan = experiment.plan_resources(cluster_resources)
         _prepare_data(experiment, folder, say)
+        for line in learnt_from:
+            say(line)
         write_description(experiment, command=sys.argv)
         writer = ResultsWriter(experiment)
         everyone: list[Listener] = [writer, CheckpointKeeper(folder, writer), *listeners]
-        searcher, scheduler = open_strategy(experiment, path=folder / "study.journal")
+        searcher, scheduler = open_strategy(experiment, path=folder / "study.journal", earlier=earlier)
         search = Search(
             experiment,
             searcher=searcher,

@@ -23,7 +23,6 @@ from tuning.experiment_file import ExperimentError
 from tuning.proposers import Observed, Proposal
 from tuning.results import Results
 from tuning.schema import FLOAT, INT, STRING, to_frame
-from tuning.searcher import Searcher
 from tuning.simulated_outcome import Outcome
 from tuning.simulator import simulate
 from tuning.trainable_curves import TrainableCurves
@@ -184,16 +183,8 @@ def _run(
 ) -> dict[str, Any]:
     outcome = Outcome(experiment)
     listeners: list[Any] = [outcome, *([curves] if isinstance(curves, TrainableCurves) else [])]
-    searcher = None
-    if configs is not None:
-        searcher = Searcher(
-            path=None,
-            name=experiment.name,
-            space=experiment.space,
-            modes=[objective.mode for objective in experiment.objectives],
-            proposer=Replayed(configs),
-        )
-    for done in simulate(experiment, curves, gangs=gangs, listeners=listeners, searcher=searcher):
+    proposer = None if configs is None else Replayed(configs)
+    for done in simulate(experiment, curves, gangs=gangs, listeners=listeners, proposer=proposer):
         outcome.take(done)
         tell(outcome.epochs)
     return {

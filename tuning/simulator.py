@@ -17,8 +17,8 @@ from trainables.order import Failure, Report
 from tuning.budget import BudgetGuard
 from tuning.events import Listener
 from tuning.experiment import Experiment
+from tuning.proposers import Proposer
 from tuning.search import Run, Search
-from tuning.searcher import Searcher
 from tuning.strategies import open_strategy
 
 #: (trial_id, configuration, epoch) -> figures of that epoch with its `seconds`, or the failure in it.
@@ -57,19 +57,19 @@ def simulate(
     *,
     gangs: int,
     listeners: Sequence[Listener] = (),
-    searcher: Searcher | None = None,
+    proposer: Proposer | None = None,
 ) -> Iterator[SimulatedEpoch]:
     """Run `experiment` on so many gangs; yields epochs as they end, until its budget is spent.
 
     Args:
-        searcher: one to use instead of the experiment's own, to replay given configurations for instance.
+        proposer: one to use instead of the experiment's own, to replay given configurations for instance.
     """
     clock = VirtualClock()
-    own_searcher, scheduler = open_strategy(experiment, path=None)
+    searcher, scheduler = open_strategy(experiment, path=None, proposer=proposer)
     workers = experiment.training.workers
     search = Search(
         experiment,
-        searcher=searcher or own_searcher,
+        searcher=searcher,
         scheduler=scheduler,
         budget=BudgetGuard(experiment.budget, workers=workers, gangs=gangs, clock=clock),
         listeners=listeners,

@@ -16,15 +16,20 @@ from tuning.searcher import Searcher
 
 
 def open_strategy(
-    experiment: Experiment, *, path: Path | None, earlier: Sequence[Observed] = ()
+    experiment: Experiment,
+    *,
+    path: Path | None,
+    earlier: Sequence[Observed] = (),
+    proposer: Proposer | None = None,
 ) -> tuple[Searcher, Scheduler]:
     """The searcher and the scheduler of `experiment`.
 
     Args:
         path: journal of its study; None: in memory.
         earlier: trials of earlier experiments, to learn from.
+        proposer: one of the caller's own, in the place of that which `search.algorithm` names.
     """
-    proposer = make_proposer(experiment, earlier)
+    proposer = proposer or make_proposer(experiment, earlier)
     searcher = Searcher(
         path=path,
         name=experiment.name,
