@@ -1,3 +1,5 @@
+from collections import Counter
+
 import optuna
 import pytest
 import yaml
@@ -152,3 +154,111 @@ def test_any_value_between_the_bounds_is_contained_and_accepted_by_optuna(low, s
     assert domain.contains(value)
     assert domain.suggest("x", FixedTrial({"x": value})) == value
     assert domain.distribution()._contains(value)
+
+
+DOMAINS = [
+    Float(-1, 3),
+    Float(1e-4, 1e-1, log=True),
+    Float(0.1, 0.35, step=0.1),
+    Float(2, 2),
+    Int(1, 8, step=2),
+    Int(-3, 3),
+    Int(1, 64, log=True),
+    Int(5, 5),
+    Choice(["a", 2, None, True]),
+]
+
+
+@pytest.mark.parametrize("domain", DOMAINS, ids=repr)
+def test_units_reach_from_one_end_to_the_other_and_never_beyond(domain):
+    values = [domain.at(unit / 1000) for unit in range(1001)]
+    assert all(domain.contains(value) for value in values)
+    ends = [domain.examples()[0], domain.examples()[-1]]
+    assert [values[0], values[-1]] == (ends if isinstance(domain, Choice) else pytest.approx(ends))
+    if not isinstance(domain, Choice):
+        assert values == sorted(values)
+        places = [domain.unit(value) for value in values]
+        assert places == sorted(places) and 0 <= places[0] <= places[-1] <= 1 + 1e-12
+
+
+@pytest.mark.parametrize("domain", DOMAINS, ids=repr)
+def test_even_units_draw_as_optuna_does(domain):
+    """Compared by how often each fifth of the scale (each value of a few) comes up."""
+    space, count = Space({"x": domain}), 2000
+    ours = [domain.at((index + 0.5) / count) for index in range(count)]
+    theirs = [config["x"] for config in draw(space, count)]
+
+    def shares(values):
+        if not isinstance(domain, Choice) and len(set(ours)) > 10:
+            values = [min(int(domain.unit(value) * 5), 4) for value in values]
+        return Counter(round(value, 9) if isinstance(value, float) else value for value in values)
+
+    ours, theirs = shares(ours), shares(theirs)
+    assert ours.keys() == theirs.keys()
+    assert all(abs(ours[value] - theirs[value]) < 0.05 * count for value in ours)
+
+
+@given(st.floats(0, 1), st.floats(1e-6, 1e3), st.floats(0, 1e3), st.booleans())
+def test_the_unit_of_a_number_leads_back_to_it(unit, low, span, log):
+    domain = Float(low, low + span, log=log)
+    value = domain.at(unit)
+    assert domain.contains(value) and domain.at(domain.unit(value)) == pytest.approx(value)
+
+
+@given(st.integers(-50, 50), st.integers(0, 40), st.integers(1, 5), st.data())
+def test_the_unit_of_a_whole_number_leads_back_to_it(low, span, step, data):
+    domain = Int(low, low + span, step=step)
+    value = data.draw(st.sampled_from(domain.grid()))
+    assert domain.at(domain.unit(value)) == value
+
+
+def test_a_configuration_at_units_has_the_active_names_only():
+    assert CHAIN.at({"deep": 0.9, "method": 0.0, "rank": 0.0}) == {"deep": False}
+    assert CHAIN.at({"deep": 0.0, "method": 0.9, "rank": 0.6}) == {
+        "deep": True,
+        "method": "low_rank",
+        "rank": 3,
+    }
+
+
+@given(st.fixed_dictionaries(dict.fromkeys(CHAIN, st.floats(0, 1))))
+def test_any_units_make_a_configuration(units):
+    assert CHAIN.contains(CHAIN.at(units))
+
+
+def test_the_grid_has_every_configuration_once():
+    configs = list(CHAIN.grid())
+    assert all(CHAIN.contains(config) for config in configs)
+    assert len({tuple(sorted(config.items())) for config in configs}) == len(configs)
+    assert len(configs) == 1 + (1 + 4)  # not deep; deep without a rank, with one of four
+    assert Float(0.1, 0.35, step=0.1).grid() == [0.1, 0.2, 0.3]
+    assert Int(1, 8, step=2).grid() == [1, 3, 5, 7] and Choice(["a", None]).grid() == ["a", None]
+
+
+def test_a_float_without_steps_has_no_grid():
+    with pytest.raises(ValueError, match="without `step` has no grid"):
+        list(Space({"x": Float(0, 1), "n": Int(0, 1)}).grid())
+
+
+def test_what_is_left_out_is_completed_with_what_was_drawn():
+    drawn = {"deep": True, "method": "low_rank", "rank": 4}
+    assert CHAIN.complete({}, drawn) == drawn
+    assert CHAIN.complete({"rank": 1}, drawn) == drawn | {"rank": 1}
+    assert CHAIN.complete({"deep": False}, drawn) == {"deep": False}
+    assert CHAIN.complete({"method": "none"}, drawn) == {"deep": True, "method": "none"}
+    # Active only with what is given: the draw has no value for it, so it is the middle one.
+    assert CHAIN.complete({"deep": True, "method": "low_rank"}, {"deep": False}) == {
+        "deep": True,
+        "method": "low_rank",
+        "rank": CHAIN["rank"].at(0.5),
+    }
+
+
+@given(st.data())
+def test_a_completed_configuration_is_in_the_space(data):
+    units = st.fixed_dictionaries(dict.fromkeys(CHAIN, st.floats(0, 1)))
+    whole, drawn = CHAIN.at(data.draw(units)), CHAIN.at(data.draw(units))
+    given = {name: whole[name] for name in whole if data.draw(st.booleans())}
+    completed = CHAIN.complete(given, drawn)
+    assert CHAIN.contains(completed)
+    assert all(completed[name] == given[name] for name in given if name in completed)
