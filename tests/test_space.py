@@ -184,7 +184,7 @@ def test_units_reach_from_one_end_to_the_other_and_never_beyond(domain):
 @pytest.mark.parametrize("domain", DOMAINS, ids=repr)
 def test_even_units_draw_as_optuna_does(domain):
     """Compared by how often each fifth of the scale (each value of a few) comes up."""
-    space, count = Space({"x": domain}), 2000
+    space, count = Space({"x": domain}), 600
     ours = [domain.at((index + 0.5) / count) for index in range(count)]
     theirs = [config["x"] for config in draw(space, count)]
 
@@ -195,7 +195,7 @@ def test_even_units_draw_as_optuna_does(domain):
 
     ours, theirs = shares(ours), shares(theirs)
     assert ours.keys() == theirs.keys()
-    assert all(abs(ours[value] - theirs[value]) < 0.05 * count for value in ours)
+    assert all(abs(ours[value] - theirs[value]) < 0.08 * count for value in ours)
 
 
 @given(st.floats(0, 1), st.floats(1e-6, 1e3), st.floats(0, 1e3), st.booleans())
