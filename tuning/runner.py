@@ -139,7 +139,12 @@ def _drive(experiment: Experiment, search: Search, plan: Any, folder: Path, scra
                 trial_dirname_creator=lambda trial: trial.config["order"].run_id,
             ),
             run_config=tune.RunConfig(
-                name="tune", storage_path=str(scratch), callbacks=[Ticker(search)], verbose=0
+                name="tune",
+                storage_path=str(scratch),
+                callbacks=[Ticker(search)],
+                # Tune waits for a last checkpoint before it frees the actor, and meanwhile starts another.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                verbose=0,
             ),
         )
         try:
