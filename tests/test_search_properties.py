@@ -1,0 +1,290 @@
+"""What holds of every search, whatever its curves, rungs, budget and gangs: random ones in virtual time.
+
+The scheduler is watched as the search asks it, so that promotions are counted where they are decided.
+"""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from trainables.order import Failure
+from tuning.events import FINAL_STATES, EpochReported, TrialEnded, TrialStarted
+from tuning.experiment import Experiment
+from tuning.ranking import Standing
+from tuning.scheduler import PromotingAsha
+from tuning.simulator import simulate
+
+DEADLINES = settings(max_examples=60, deadline=None)
+
+schedulers = st.builds(
+    lambda algorithm, low, span, factor: {
+        "algorithm": algorithm,
+        "min_epochs": low,
+        "max_epochs": low + span,
+        "reduction_factor": factor,
+    },
+    st.sampled_from(["asha", "asha", "asha_stopping", "none"]),
+    st.integers(1, 3),
+    st.integers(0, 9),
+    st.integers(2, 4),
+)
+budgets = st.fixed_dictionaries(
+    {"trials": st.integers(1, 25)},
+    optional={
+        "epochs": st.integers(1, 60),
+        "worker_hours": st.floats(0.001, 0.2),
+        "time": st.floats(1, 400),
+        "plateau": st.integers(2, 9),
+    },
+)
+
+
+def described(scheduler, budget, objectives=1, algorithm="random", seed=0):
+    return Experiment.from_dict(
+        {
+            "name": "any",
+            "search_space": {"x": {"float": [0, 1]}},
+            "objectives": [{"metric": f"m{i}", "mode": ["min", "max"][i % 2]} for i in range(objectives)],
+            "constraints": [{"metric": "size", "max": 1.0}],
+            "search": {"algorithm": algorithm, "startup_trials": 4, "seed": seed},
+            "scheduler": scheduler,
+            "budget": budget,
+        }
+    )
+
+
+def random_curves(seed, wild):
+    """Few different figures, so that some tie; `wild`: how often one is no number or a failure."""
+
+    def curves(trial_id, config, epoch):
+        rng = np.random.default_rng([seed, int(trial_id), epoch])
+        if rng.random() < wild / 4:
+            return Failure(state=["diverged", "failed", "out_of_memory"][rng.integers(3)], reason="by chance")
+        values = [math.nan if rng.random() < wild else float(rng.integers(6)) for _ in range(3)]
+        return {
+            **{f"m{i}": value for i, value in enumerate(values)},
+            "size": float(rng.choice([0.5, 0.5, 1.5])),
+            "seconds": float(rng.integers(1, 20)),
+        }
+
+    return curves
+
+
+class Watched(PromotingAsha):
+    """Notes what it is told and asked."""
+
+    made: "list[Watched]" = []
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.rungs, self.factor = options["rungs"], options["reduction_factor"]
+        self.members = {epoch: [] for epoch in self.rungs}
+        self.promoted = {epoch: [] for epoch in self.rungs}
+        self.at, self.decisions = {}, []
+        Watched.made.append(self)
+
+    def report(self, trial_id, epoch, standing):
+        self.at[trial_id] = epoch
+        decision = super().report(trial_id, epoch, standing)
+        if decision.action == "pause":
+            assert trial_id not in self.members[epoch], "paused twice at one rung"
+            self.members[epoch].append(trial_id)
+        self.decisions.append((trial_id, epoch, decision))
+        return decision
+
+    def next_promotion(self, **options):
+        trial_id = super().next_promotion(**options)
+        self.decisions.append(trial_id)
+        if trial_id is not None:
+            epoch = self.at[trial_id]
+            assert trial_id in self.members[epoch], "promoted from a rung in which it does not wait"
+            assert trial_id not in self.promoted[epoch], "promoted twice"
+            self.promoted[epoch].append(trial_id)
+            assert len(self.promoted[epoch]) <= len(self.members[epoch]) // self.factor
+        return trial_id
+
+
+class Recorder(list):
+    handle = list.append
+
+    def tick(self):
+        pass
+
+    def close(self):
+        pass
+
+
+def run(experiment, curves, gangs):
+    """All events, the epochs, and the scheduler if it promotes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tuning.strategies.PromotingAsha", Watched)
+        Watched.made.clear()
+        told = Recorder()
+        epochs = list(simulate(experiment, curves, gangs=gangs, listeners=[told]))
+        return told, epochs, Watched.made[0] if Watched.made else None
+
+
+searches = st.tuples(
+    st.builds(described, schedulers, budgets, st.integers(1, 3)),
+    st.builds(random_curves, st.integers(0, 2**31), st.sampled_from([0.0, 0.0, 0.1, 0.5])),
+    st.integers(1, 8),
+)
+
+
+@DEADLINES
+@given(searches)
+def test_nothing_is_heard_of_a_trial_after_its_end(search):
+    over = set()
+    for event in run(*search)[0]:
+        assert event.trial_id not in over
+        if isinstance(event, TrialEnded) and event.state in FINAL_STATES:
+            over.add(event.trial_id)
+
+
+@DEADLINES
+@given(searches)
+def test_promotions_are_one_in_reduction_factor_of_a_rung_and_nobody_is_promoted_twice(search):
+    """`Watched` asserts it at every promotion; here that it watched."""
+    told, epochs, scheduler = run(*search)
+    if scheduler is None:
+        assert search[0].scheduler.algorithm != "asha"
+        return
+    for rung, epoch in enumerate(scheduler.rungs):
+        at_rung = [e for e in told if isinstance(e, EpochReported) and e.rung == rung]
+        assert len(at_rung) >= len(scheduler.members[epoch])
+        assert Counter(e.trial_id for e in at_rung).most_common(1)[0][1] == 1 if at_rung else True
+
+
+@DEADLINES
+@given(searches)
+def test_a_budget_is_never_overspent_by_more_than_what_runs(search):
+    experiment, curves, gangs = search
+    told, epochs, _ = run(*search)
+    budget = experiment.budget
+    assert len({event.trial_id for event in told}) <= budget.trials
+    if budget.epochs is not None:
+        assert len(epochs) <= budget.epochs + gangs - 1
+    if budget.time_s is not None:
+        began = [epoch.at_s - epoch.metrics["seconds"] for epoch in epochs]
+        assert all(at_s < budget.time_s for at_s in began)
+    if budget.worker_hours is not None:
+        longest = max((epoch.metrics["worker_s"] for epoch in epochs), default=0.0)
+        assert sum(epoch.metrics["worker_s"] for epoch in epochs) <= (
+            budget.worker_hours * 3600 + gangs * longest
+        )
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.builds(
+        described,
+        schedulers,
+        st.fixed_dictionaries({"trials": st.integers(1, 15)}, optional={"epochs": st.integers(1, 40)}),
+        algorithm=st.sampled_from(["random", "sobol", "tpe", "cmaes"]),
+        seed=st.integers(0, 99),
+    ),
+    st.builds(random_curves, st.integers(0, 2**31), st.sampled_from([0.0, 0.1])),
+    st.integers(1, 8),
+)
+def test_equal_inputs_give_equal_decisions(experiment, curves, gangs):
+    one, two = (run(experiment, curves, gangs) for _ in range(2))
+    assert repr(one[:2]) == repr(two[:2])  # NaN equals nothing, but reads the same
+    assert (one[2] and one[2].decisions) == (two[2] and two[2].decisions)
+
+
+class Rungs(RuleBasedStateMachine):
+    """A promoting scheduler under any order of events, beside a plain account of who is where."""
+
+    epochs, factor = (1, 2, 4), 3
+
+    def __init__(self):
+        super().__init__()
+        self.asha = PromotingAsha(rungs=self.epochs, reduction_factor=self.factor)
+        self.reports = []
+        self.running, self.paused, self.gone = {}, {}, set()
+        self.members = {epoch: [] for epoch in self.epochs}
+        self.promoted = {epoch: [] for epoch in self.epochs}
+        self.count = 0
+
+    @precondition(lambda self: len(self.running) < 6)
+    @rule()
+    def start(self):
+        self.running[f"t{self.count}"] = 0
+        self.count += 1
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), loss=st.one_of(st.integers(0, 5).map(float), st.just(math.nan)))
+    def report(self, data, loss):
+        trial_id = data.draw(st.sampled_from(sorted(self.running)))
+        epoch = self.running[trial_id] + 1
+        self.reports.append((trial_id, epoch, Standing((loss,))))
+        decision = self.asha.report(*self.reports[-1])
+        assert decision.rung == (self.epochs.index(epoch) if epoch in self.epochs else None)
+        if epoch not in self.epochs:
+            assert decision.action == "continue"
+        else:
+            assert decision.action == ("stop" if math.isnan(loss) else "pause")
+        self.running[trial_id] = epoch
+        if decision.leaves:
+            del self.running[trial_id]
+            if decision.action == "pause":
+                self.paused[trial_id] = epoch
+                self.members[epoch].append((loss, len(self.members[epoch]), trial_id))
+        elif epoch > self.epochs[-1] + 2:
+            del self.running[trial_id]
+
+    @precondition(lambda self: self.reports)
+    @rule(data=st.data())
+    def report_again(self, data):
+        """A restarted worker repeats its last epoch."""
+        last = {trial_id: (trial_id, epoch, standing) for trial_id, epoch, standing in self.reports}
+        self.asha.report(*data.draw(st.sampled_from([last[name] for name in sorted(last)])))
+
+    @precondition(lambda self: self.paused or self.running)
+    @rule(data=st.data())
+    def drop(self, data):
+        trial_id = data.draw(st.sampled_from(sorted({**self.paused, **self.running})))
+        self.asha.drop(trial_id)
+        self.gone.add(trial_id)
+        self.paused.pop(trial_id, None)
+        self.running.pop(trial_id, None)
+
+    @rule()
+    def promote(self):
+        trial_id = self.asha.next_promotion()
+        expected = None
+        for epoch in reversed(self.epochs):
+            waiting = [
+                member for member in sorted(self.members[epoch]) if self.paused.get(member[2]) == epoch
+            ]
+            if waiting and len(self.promoted[epoch]) < len(self.members[epoch]) // self.factor:
+                expected = waiting[0][2]
+                break
+        assert trial_id == expected
+        if trial_id is not None:
+            epoch = self.paused.pop(trial_id)
+            self.promoted[epoch].append(trial_id)
+            self.running[trial_id] = epoch
+
+    @invariant()
+    def replaying_knows_who_waits(self):
+        """Apart from promotions of which no epoch is known yet."""
+        if self.count > 12:  # often enough; it costs the square
+            return
+        replayed = PromotingAsha(rungs=self.epochs, reduction_factor=self.factor)
+        for report in self.reports:
+            replayed.report(*report)
+        for trial_id in sorted(self.gone):
+            replayed.drop(trial_id)
+        begun = {name for name, epoch in self.running.items() if epoch in self.epochs}
+        for trial_id in iter(replayed.next_promotion, None):
+            assert trial_id in self.paused or trial_id in begun
+
+
+Rungs.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestRungs = Rungs.TestCase
