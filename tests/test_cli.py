@@ -187,7 +187,7 @@ def test_check_tells_the_plan_and_starts_nothing(captune, runner, tmp_path):
     for part in (
         "2 of 1 worker with 1 CPU each (here: 2 CPU)",
         "learning_rate  0.0001 … 1, log",
-        "after epoch 1, 3; one in 3 goes on, at most to 9",
+        "after epoch 1, 3; the best go on, at most to 9",
         "4 trials (about 9 epochs, 36 at most)",
         "size_mb <= 20",
     ):
@@ -228,8 +228,10 @@ def test_check_tells_starting_points_sources_budgets_and_references(captune, tmp
         "until 7 trials in a row bring nothing better",
     ):
         assert part in output
-    promoting = " ".join(said(captune("check", "birds.yaml"), 0).split())
-    assert "the others pause and may go on later (asha)" in promoting
+    for algorithm in ("auto", "asha"):
+        words = ("check", "birds.yaml", "--set", f"scheduler.algorithm={algorithm}")
+        promoting = " ".join(said(captune(*words), 0).split())
+        assert f"the others pause and may go on later ({algorithm})" in promoting
 
 
 def test_a_grid_is_told_with_its_size(captune, tmp_path):
@@ -361,6 +363,23 @@ def test_best_tells_configuration_figures_and_place(captune, birds, tmp_path):
 def test_best_outside_the_constraints_says_so(captune):
     record(Experiment.from_dict(SPEC | {"name": "huge"}), trial(0, 0.1, [0.3], size_mb=99.0))
     assert "no trial meets the constraints" in said(captune("best", "huge"), 0)
+
+
+def test_run_and_best_say_that_early_epochs_mislead(captune, runner):
+    runner.events = [
+        event
+        for number in range(8)
+        for event in trial(number, 0.1, [number / 10, 0.5, number / 10, *[0.1] * 5, 0.9 - number / 10])
+    ]
+    advice = "early epochs may mislead here: raise scheduler.min_epochs above 3"
+    for words in (("run", "birds.yaml"), ("best", "birds")):
+        lines = said(captune(*words), 0).splitlines()
+        assert lines[-3:-1] == [
+            f"after epoch {n}, trials rank as at the end at -1.00 (8 trials)" for n in (1, 3)
+        ]
+        assert lines[-1] == advice
+    record(Experiment.from_dict(SPEC | {"name": "few"}), runner.events[: 3 * 11])
+    assert "rank as at the end" not in said(captune("best", "few"), 0)
 
 
 class Poet:

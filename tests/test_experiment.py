@@ -66,7 +66,7 @@ def test_a_file_is_read_with_its_defaults(write):
     experiment = Experiment.load(write())
     assert experiment.space == Space({"learning_rate": Float(1e-4, 1e-2, log=True)})
     assert experiment.objectives[0].metric == "cider"
-    assert experiment.search.algorithm == "auto" and experiment.scheduler.algorithm == "asha"
+    assert experiment.search.algorithm == experiment.scheduler.algorithm == "auto"
     assert experiment.search.from_ == experiment.search.start == () and experiment.scheduler.max_epochs == 9
     assert experiment.folder == Path("captune-results/mine")
     with pytest.raises(ValueError, match="frozen"):

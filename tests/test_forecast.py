@@ -84,7 +84,7 @@ def test_time_left_from_what_epochs_took(tmp_path, clock):
 
 
 def test_time_left_expects_one_in_three_to_be_promoted(tmp_path, clock):
-    spec = experiment(tmp_path, scheduler={"max_epochs": 9}, budget={"trials": 9})
+    spec = experiment(tmp_path, scheduler={"min_epochs": 1, "max_epochs": 9}, budget={"trials": 9})
     run = Run(spec, clock)
     for number in range(9):
         run.handle(start(f"{number}"))

@@ -161,6 +161,36 @@ def test_a_resumed_run_counts_what_was_done_before(tmp_path, clock):
     assert "1 of 4 trials done (1 running · 1 completed); best cider 0.3" in output()
 
 
+def test_how_well_early_epochs_rank_the_end_is_shown_once_known(tmp_path, clock):
+    spec = experiment(tmp_path, scheduler={"min_epochs": 1, "max_epochs": 2}, budget={"trials": 5})
+    before = ResultsWriter(spec)
+    for number, late in enumerate((0.2, 0.1, 0.3, 0.4)):  # one pair of neighbours in the wrong order
+        trial = f"{number}"
+        before.handle(start(trial))
+        before.handle(epoch(trial, 1, cider=number / 10))
+        if number < 3:
+            before.handle(epoch(trial, 2, cider=late))
+    before.close()
+    progress, output = plain(spec, clock)
+    progress.handle(start("3"))
+    clock.now += 60
+    progress.tick()
+    assert "ranks the end" not in output()
+    progress.handle(epoch("3", 2, cider=0.4))
+    with progress._console.capture() as shown:
+        progress._console.print(progress.panel())
+    assert "epoch 1 ranks the end at 0.80" in shown.get()
+    progress.close()
+    assert "; epoch 1 ranks the end at 0.80" in output().splitlines()[-1]
+    for event in (start("3"), epoch("3", 2, cider=0.4)):
+        before.handle(event)
+    before.close()
+    resumed, output = plain(spec, clock)  # all that is in the tables is known at once
+    resumed.tick()
+    resumed.close()
+    assert "; epoch 1 ranks the end at 0.80" in output()
+
+
 def test_a_terminal_gets_a_panel_that_goes_away(tmp_path, clock):
     console = Console(file=io.StringIO(), width=100, force_terminal=True, _environ={"TERM": "xterm"})
     progress = Progress(experiment(tmp_path), console=console, clock=clock)
@@ -170,7 +200,15 @@ def test_a_terminal_gets_a_panel_that_goes_away(tmp_path, clock):
     with console.capture() as shown:
         console.print(progress.panel())
     text = shown.get()
-    for part in ("birds", "0 of 4 trials done", "1 running", "cider 0.25", "epoch 2/9", "1 s elapsed", "s left"):
+    for part in (
+        "birds",
+        "0 of 4 trials done",
+        "1 running",
+        "cider 0.25",
+        "epoch 2/9",
+        "1 s elapsed",
+        "s left",
+    ):
         assert part in text
     clock.now += 1
     progress.handle(end("00000"))

@@ -498,6 +498,7 @@ def _show_outcome(found: Results) -> None:
 def _print_best(found: Results) -> None:
     from rich.console import Console
 
+    from tuning.fidelity import in_full
     from tuning.summaries import best_table
 
     try:
@@ -507,3 +508,5 @@ def _print_best(found: Results) -> None:
     Console(soft_wrap=True).print(best_table(found, row))
     folder = found.folder / "best"
     click.echo(f"model  {folder if folder.is_dir() else found.folder / str(row['checkpoint'])}")
+    for line in in_full(found.fidelity()):
+        click.echo(line)

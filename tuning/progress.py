@@ -19,7 +19,8 @@ from rich.text import Text
 
 from tuning.budget import HOUR_S
 from tuning.comparison import WENT_WRONG, Row
-from tuning.events import FINAL_STATES, Event, TrialEnded, TrialStarted
+from tuning.events import FINAL_STATES, EpochReported, Event, TrialEnded, TrialStarted
+from tuning.fidelity import agreement, in_short
 from tuning.forecast import Forecast
 from tuning.ledger import Ledger
 from tuning.render import STATE_STYLE, about, config_text, count, duration, number, state_counts
@@ -64,6 +65,8 @@ class Progress:
             if row["state"] == "running":  # before the interruption; it runs again when it is started again
                 row["state"] = "paused"
         self._forecast = Forecast(experiment, self._ledger, clock=clock)
+        self._levels = sorted(experiment.scheduler.full_epochs())
+        self._fidelity = self._ranks_the_end()
         self._start: float | None = None  # set at the first sign of life: data is prepared before
         self._last_heartbeat = -float("inf")
         self._last_drawn = -float("inf")
@@ -78,6 +81,8 @@ class Progress:
         self._ledger.apply(event)
         self._forecast.handle(event)
         best = self._ledger.best()
+        if isinstance(event, EpochReported) and event.epoch == self._levels[-1]:
+            self._fidelity = self._ranks_the_end()
         if isinstance(event, TrialStarted):
             self._since[event.trial_id] = now
         elif isinstance(event, TrialEnded):
@@ -138,6 +143,8 @@ class Progress:
             parts.append(Text(f"best  no {' and '.join(self._objectives)} yet", style="dim"))
         if len(self._objectives) > 1:
             parts.append(Text.assemble(("front ", "bold green"), self._front_text()))
+        if self._fidelity:
+            parts.append(Text(f"      {self._fidelity}", style="dim"))
         if self._since:
             parts += [Text(), self._running()]
         times = f"{duration(self._elapsed())} elapsed"
@@ -180,6 +187,13 @@ class Progress:
     def _front_text(self) -> str:
         size, volume = self._ledger.front_size(), number(self._ledger.hypervolume)
         return f"{count(size, 'trial')}, hypervolume {volume}"
+
+    def _ranks_the_end(self) -> str:
+        """How well rungs rank the trials that came to the last epoch, in short; empty while unknown."""
+        *_, last = self._levels
+        ended = (done for done in self._ledger.epochs.values() if last in done)
+        rows = (done[epoch] for done in ended for epoch in self._levels if epoch in done)
+        return in_short(agreement(rows, self._experiment.objectives, self._levels))
 
     def _objectives_text(self, row: Row, width: int = 0) -> str:
         return "  ".join(f"{name} {number(row.get(name)):<{width}}" for name in self._objectives)
@@ -247,6 +261,8 @@ class Progress:
             line.append("; best ").append_text(Text.assemble(*self._figure(best)))
         if len(self._objectives) > 1:
             line.append(f"; front {self._front_text()}")
+        if self._fidelity:
+            line.append(f"; {self._fidelity}")
         left = None if self._closed else self._forecast.time_left(self._elapsed())
         return line.append(f"; about {about(left)} left" if left is not None else "")
 

@@ -20,6 +20,7 @@ from search_spaces.space import nearest
 from tuning import ranking
 from tuning.comparison import WENT_WRONG
 from tuning.events import FINAL_STATES, Event, TrialState
+from tuning.fidelity import agreement
 from tuning.ledger import Ledger
 from tuning.schema import BETTER, figure_column
 from tuning.storage import UnreadableResults, find_folder, read_table, write_table
@@ -183,6 +184,18 @@ class Results:
         ]
         best = candidates[ranking.front(candidates.to_numpy())]
         return self.trials.loc[best.sort_values([*best], kind="stable").index]
+
+    def fidelity(self) -> pd.DataFrame:
+        """How well each rung ranks the trials that reached the last epoch: Spearman's rank correlation.
+
+        Returns:
+            One row per rung and objective: `epoch`, `objective`, `correlation` (NA where fewer than 4 trials
+            tell) and `trials`. Mostly promoted trials are compared, which tends to make it too low.
+        """
+        objectives, levels = self.experiment.objectives, sorted(self.experiment.scheduler.full_epochs())
+        wanted = ["trial_id", "epoch", *(figure_column(each.metric) for each in objectives)]
+        rows = self.epochs.loc[self.epochs["epoch"].isin(levels), wanted].to_dict("records")
+        return agreement(rows, objectives, levels)  # type: ignore[arg-type]
 
     def _ranked(self, column: str, direction: Literal["min", "max"]) -> pd.DataFrame:
         order = pd.DataFrame(
