@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from trainables.order import Failure
-from tuning.events import FINAL_STATES, EpochReported, TrialEnded, TrialStarted
+from tuning.events import FINAL_STATES, EpochReported, TrialEnded
 from tuning.experiment import Experiment
 from tuning.ranking import Standing
 from tuning.scheduler import PromotingAsha
