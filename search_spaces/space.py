@@ -162,6 +162,9 @@ class Int:
 
     def unit(self, value: int) -> float:
         """Where `value` lies between `low` and `high`, 0 to 1, on the domain's own scale."""
+        if self.log:  # where `at` has it: a whole number stands for half a step to either side
+            low, high = math.log(self.low - 0.5), math.log(self.high + 0.5)
+            return (math.log(value) - low) / (high - low)
         return _unit(self, value)
 
     def distribution(self) -> IntDistribution:

@@ -171,19 +171,32 @@ def test_any_space_can_be_searched_by_any_proposer(domains, name, seed):
 # Grid and Sobol.
 
 
+def visited(grid, count, observed=()):
+    """Configurations of the next `count` trials."""
+    observed = list(observed)
+    for _ in range(count):
+        observed.append(Observed(grid.propose(len(observed), observed).config))
+    return [trial.config for trial in observed[-count:]]
+
+
 def test_a_grid_is_visited_once_and_then_there_is_none():
-    grid = Grid(STEPPED, seed=1)
-    configs = [grid.propose(number, []).config for number in range(15)]
+    configs = visited(Grid(STEPPED, seed=1), 15)
     assert all(STEPPED.contains(config) for config in configs)
     assert len({tuple(sorted(config.items())) for config in configs}) == 15 == 3 * (1 + 4)
-    assert grid.propose(15, []) is None and grid.propose(99, []) is None
-    assert [Grid(STEPPED, seed=1).propose(n, []).config for n in range(15)] == configs
-    assert [Grid(STEPPED, seed=2).propose(n, []).config for n in range(15)] != configs
+    assert Grid(STEPPED, seed=1).propose(15, [Observed(config) for config in configs]) is None
+    assert visited(Grid(STEPPED, seed=1), 15) == configs != visited(Grid(STEPPED, seed=2), 15)
+
+
+def test_a_grid_leaves_out_what_was_tried_as_a_starting_point():
+    first, *others = visited(Grid(STEPPED, seed=1), 15)
+    started_with = Observed(others[3])
+    assert Grid(STEPPED, seed=1).propose(1, [started_with]).config == first
+    assert others[3] not in visited(Grid(STEPPED, seed=1), 14, [started_with])
 
 
 def test_half_a_grid_is_spread_out():
     space = Space({"a": Int(0, 9), "b": Int(0, 9)})
-    half = [Grid(space, seed=0).propose(number, []).config for number in range(50)]
+    half = visited(Grid(space, seed=0), 50)
     assert {config["a"] for config in half} == set(range(10)) == {config["b"] for config in half}
 
 

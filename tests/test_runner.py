@@ -176,7 +176,7 @@ trainable: curves
 model: {seconds_per_epoch: 0.4}
 search_space: {learning_rate: {float: [1e-4, 1e-1], log: true}}
 objectives: [{metric: score, mode: max}]
-scheduler: {min_epochs: 1, max_epochs: 9, reduction_factor: 3}
+scheduler: {algorithm: asha, min_epochs: 1, max_epochs: 9, reduction_factor: 2}
 budget: {trials: 5}
 training: {gangs: 1}
 """
@@ -200,12 +200,18 @@ def epochs_in(folder):
         return 0
 
 
-def run_some_epochs(folder, count, timeout_s=150):
+def promoted(folder):
+    """Whether a trial is beyond a rung, and neither at the next one nor at its end."""
+    trials = load("interrupted", storage=folder / "captune-results").trials
+    return bool(((trials["state"] == "running") & ~trials["epochs"].isin([0, 1, 2, 4, 8, 9])).any())
+
+
+def run_some_epochs(folder, count, timeout_s=150, until=lambda folder: True):
     """Start or resume the experiment; its process, once it has written `count` epochs of its own."""
     before, process = epochs_in(folder), start(folder, "--resume")
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline and process.poll() is None:
-        if epochs_in(folder) >= before + count:
+        if epochs_in(folder) >= before + count and until(folder):
             return process
         time.sleep(0.1)
     raise AssertionError(f"not {count} epochs after {timeout_s} s; exit code {process.poll()}")
@@ -246,7 +252,7 @@ def test_interrupted_then_killed_then_resumed_is_as_if_never_stopped(tmp_path):
         assert "--resume" in said
         assert processes_of(interrupted.pid) == []
 
-    killed = run_some_epochs(tmp_path / "parts", 2)
+    killed = run_some_epochs(tmp_path / "parts", 1, until=promoted)
     killed.kill()
     killed.communicate()
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from trainables.order import Failure
-from tuning.events import FINAL_STATES, EpochReported, TrialEnded
+from tuning.events import FINAL_STATES, EpochReported, TrialEnded, TrialStarted
 from tuning.experiment import Experiment
 from tuning.ranking import Standing
 from tuning.scheduler import PromotingAsha
@@ -134,6 +134,43 @@ searches = st.tuples(
     st.builds(random_curves, st.integers(0, 2**31), st.sampled_from([0.0, 0.0, 0.1, 0.5])),
     st.integers(1, 8),
 )
+
+
+@DEADLINES
+@given(searches)
+def test_no_trial_runs_twice_at_the_same_time_nor_more_than_there_are_gangs(search):
+    experiment, curves, gangs = search
+    running = set()
+    for event in run(*search)[0]:
+        if isinstance(event, TrialStarted):
+            assert event.trial_id not in running
+            running.add(event.trial_id)
+        elif isinstance(event, TrialEnded):
+            assert event.trial_id in running
+            running.remove(event.trial_id)
+        else:
+            assert event.trial_id in running
+        assert len(running) <= gangs
+    assert not running
+
+
+@DEADLINES
+@given(searches)
+def test_the_epochs_of_every_trial_are_counted_from_one_without_gaps(search):
+    told, epochs, _ = run(*search)
+    done = {}
+    for event in told:
+        if isinstance(event, EpochReported):
+            done.setdefault(event.trial_id, []).append(event.epoch)
+    assert sum(map(len, done.values())) == len(epochs)
+    longest = search[0].scheduler.max_epochs
+    for trial_id, numbers in done.items():
+        assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) <= longest, trial_id
+    ended = {event.trial_id: event.state for event in told if isinstance(event, TrialEnded)}
+    for trial_id, state in ended.items():
+        if state == "completed":
+            assert len(done[trial_id]) == longest
+    assert [epoch.at_s for epoch in epochs] == sorted(epoch.at_s for epoch in epochs)
 
 
 @DEADLINES

@@ -67,6 +67,7 @@ class _Choice:
 class _Results:
     """What the model learns from, a row for each result."""
 
+    numbers: list[int]
     points: Array  # float64 [n, dimensions]
     times: Array  # float64 [n]
     standings: list[Standing]
@@ -109,7 +110,6 @@ class Auto:
             if epoch in trial.results
         }
         self._waiting: dict[int, int] = {}  # number -> epoch of the rung at which it is paused
-        self._runs_to_its_end: set[int] = set()
         self._parameters: dict[int, Any] = {}  # of the process, by the number of results at their fit
         self._choice: tuple[Any, _Choice] | None = None  # with what it was made from
 
@@ -124,9 +124,8 @@ class Auto:
         config = self._choose().config
         if config is None:  # the choice was a paused trial, but its promotion was not asked for
             config = self._encoding.draw(self._rng(), 1)[0]
-        if self._full_trainings() >= FULL_TRAININGS:
-            self._runs_to_its_end.add(number)
-        return Proposal(config)
+        # Remembered with the trial as its generation: 1 where it is to run to its end.
+        return Proposal(config, generation=int(self._full_trainings() >= FULL_TRAININGS))
 
     # As a scheduler.
 
@@ -138,7 +137,7 @@ class Auto:
         self._waiting.pop(number, None)
         self._arrivals[number, epoch] = None
         decision = self._asha.report(trial_id, epoch, standing)
-        if decision.action == "pause" and number in self._runs_to_its_end:
+        if decision.action == "pause" and self._observed[number].generation:
             return Decision("continue", f"rung {decision.rung}: started to run to its end", decision.rung)
         if decision.action == "pause":
             self._waiting[number] = epoch
@@ -151,6 +150,8 @@ class Auto:
             promoted = None if paused is None else f"{paused:05d}"
         else:
             promoted = self._asha.next_promotion()
+            while promoted is not None and int(promoted) not in self._waiting:  # the model was first
+                promoted = self._asha.next_promotion()
         if promoted is not None:
             self._waiting.pop(int(promoted), None)
         return promoted
@@ -190,8 +191,9 @@ class Auto:
         return _Choice(paused=number) if number in self._waiting else None
 
     def _most_promising(self, rng: np.random.Generator) -> _Choice:
-        processes = self._model()
-        seen = sorted({number for number, _ in self._arrivals})
+        results = self._results(len(self._arrivals))
+        processes = self._model(results)
+        seen = self._compared(results)
         mean, spread = _predict(processes, np.array([self._point(number) for number in seen]))
         leaders = [seen[index] for index in best_first([Standing(tuple(row)) for row in mean])[:LEADERS]]
         candidates = self._encoding.draw(rng, CANDIDATES)
@@ -214,10 +216,14 @@ class Auto:
             return _Choice(paused=seen[waiting[chosen]])
         return _Choice(config=candidates[chosen - len(waiting)])
 
-    def _model(self) -> list[GaussianProcess]:
+    def _compared(self, results: _Results) -> list[int]:
+        """Trials whose end is predicted: the model's own, and the best of those that wait."""
+        waiting = sorted(self._waiting, key=lambda n: (self._standing(n, self._waiting[n]).key, n))
+        return sorted({*results.numbers, *waiting[:MODELLED]})
+
+    def _model(self, results: _Results) -> list[GaussianProcess]:
         """A process for each objective, after all results; where trials run, what is expected of them counts
         as seen, so that the next decision looks elsewhere (kriging believer, Ginsbourger et al. 2010)."""
-        results = self._results(len(self._arrivals))
         running = [n for n, trial in enumerate(self._observed) if not trial.over and n not in self._waiting]
         processes = []
         for scores, parameters in zip(_scores(results.standings).T, self._fitted(), strict=True):
@@ -267,6 +273,7 @@ class Auto:
             kept = _most_telling(standings)
             shown, standings = [shown[i] for i in kept], [standings[i] for i in kept]
         return _Results(
+            [number for number, _ in shown],
             np.array([self._point(number) for number, _ in shown]),
             np.array([math.log1p(epoch) / math.log1p(end) for _, epoch in shown]),
             standings,

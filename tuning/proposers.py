@@ -41,7 +41,7 @@ class Observed:
     failed: bool = False
     """It diverged, failed or ran out of memory."""
     generation: int = 0
-    """Of a population method."""
+    """Of a population method; `auto` marks with 1 a trial that runs to its end."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Random:
 
     def propose(self, number: int, observed: Sequence[Observed]) -> Proposal:
         """A draw that depends on the seed and the number alone."""
-        units = np.random.default_rng([self._seed, number]).random(len(self._space))
+        units = np.random.default_rng([self._seed, number]).random(len(self._space)).tolist()
         return Proposal(self._space.at(dict(zip(sorted(self._space), units, strict=True))))
 
 
@@ -105,18 +105,25 @@ class Grid:
         np.random.default_rng(seed).shuffle(self._configs)
 
     def propose(self, number: int, observed: Sequence[Observed]) -> Proposal | None:
-        """The next combination, or None after the last."""
-        return Proposal(self._configs[number]) if number < len(self._configs) else None
+        """The first combination that was not tried, or None after the last."""
+        tried = {frozenset(trial.config.items()) for trial in observed}
+        left = (config for config in self._configs if frozenset(config.items()) not in tried)
+        return next(map(Proposal, left), None)
 
 
 class Modelled:
     """A sampler of Optuna, shown the results of the highest rung that has enough of them as a study of its
     own (Falkner et al. 2018, BOHB): no trial is compared with another that trained for longer.
 
+    `ranked` shows trials that only reached lower rungs as well, ranked behind. Only promoted trials reach the
+    highest, and shown these alone, TPE calls the worse half of the good ones bad and turns away from where
+    both are (it then searched worse than random).
+
     Args:
         sampler: makes the sampler of a trial from its seed.
         levels: epochs at which trials are evaluated in full, ascending.
         enough: results that a rung needs before it is learnt from; below that, draws are random.
+        ranked: show trials of lower rungs, too; with one objective only.
         earlier: trials of earlier experiments, learnt from as if they were this one's.
     """
 
@@ -128,9 +135,10 @@ class Modelled:
         sampler: Callable[[int], BaseSampler],
         levels: Sequence[int],
         enough: int,
+        ranked: bool = False,
         earlier: Sequence[Observed] = (),
     ):
-        self._earlier = earlier
+        self._ranked, self._earlier = ranked, earlier
         self._space, self._seed = space, seed
         self._sampler, self._levels, self._enough = sampler, levels, enough
         self._random = Random(space, seed)
@@ -141,7 +149,10 @@ class Modelled:
         level = highest_level(observed, self._levels, self._enough)
         if level is None:
             return self._random.propose(number, observed)
-        shown = _most_telling([(o, o.results[level]) for o in observed if _usable(o, level)])
+        shown = [(o, o.results[level]) for o in observed if _usable(o, level)]
+        if self._ranked and len(shown[0][1].losses) == 1:
+            shown = _ranked(observed, [each for each in self._levels if each <= level])
+        shown = _most_telling(shown)
         study = _study(self._space, shown, self._sampler(_seed(self._seed, number)))
         return Proposal(self._space.suggest(study.ask()))
 
@@ -174,7 +185,7 @@ class CmaEs:
     def propose(self, number: int, observed: Sequence[Observed]) -> Proposal:
         """A draw from the distribution that the full generations lead to."""
         rng = np.random.default_rng([self._seed, number])
-        units = dict(zip(sorted(self._space), rng.random(len(self._space)), strict=True))
+        units = dict(zip(sorted(self._space), rng.random(len(self._space)).tolist(), strict=True))
         if len(self._numeric) < 2:  # the library needs two dimensions
             return Proposal(self._space.at(units))
         optimizer = cmaes.CMA(
@@ -234,6 +245,18 @@ def highest_level(observed: Sequence[Observed], levels: Sequence[int], enough: i
         if sum(_usable(trial, level) for trial in observed) >= enough:
             return level
     return None
+
+
+def _ranked(observed: Sequence[Observed], levels: Sequence[int]) -> list[tuple[Observed, Standing]]:
+    """Trials with the rank of their last result as their loss: the highest rung first, then the better."""
+    last = [(trial, max(levels_of)) for trial in observed if (levels_of := _reached(trial, levels))]
+    order = sorted(last, key=lambda each: (-each[1], each[0].results[each[1]].key))
+    ranks = {id(trial): float(rank) for rank, (trial, _) in enumerate(order)}
+    return [(trial, Standing((ranks[id(trial)],))) for trial, _ in last]
+
+
+def _reached(trial: Observed, levels: Sequence[int]) -> list[int]:
+    return [level for level in levels if _usable(trial, level)]
 
 
 def _usable(trial: Observed, level: int) -> bool:

@@ -37,6 +37,7 @@ from typing import Any
 from search_spaces.space import nearest
 from trainables.order import Failure, Report
 from tuning.budget import BudgetGuard
+from tuning.comparison import WENT_WRONG
 from tuning.events import FINAL_STATES, EpochReported, Event, Listener, TrialEnded, TrialStarted, TrialState
 from tuning.experiment import Experiment, ExperimentError
 from tuning.ranking import Standing, dominated
@@ -73,8 +74,9 @@ class Run:
 class Search:
     """See the module's text.
 
-    The best trial is always trained to the end: where nothing else can start, and in time before a limit
-    of the budget, what is left goes to it. With several objectives that is the best by the first.
+    The best trial is always trained to the end: where nothing else can start, and in time before a limit of
+    the budget. Up to the epochs of one trial may be left unspent for that: a trial that might take the lead
+    and could not be finished is not gone on with. With several objectives, the best by the first is meant.
 
     Args:
         searcher: where new configurations come from.
@@ -163,6 +165,7 @@ class Search:
         """The trial's own code failed, diverged or ran out of memory: it is over."""
         trial = self._trials.get(trial_id)
         if trial is not None:
+            self._budget.count_epoch(0.0, 0.0)  # else a budget of epochs never ends where every trial fails
             self._end(trial, failure.state, failure.reason, failure.error)
 
     def lose(self, trial_id: str, error: str) -> None:
@@ -252,6 +255,8 @@ class Search:
         """After the replay: a trial is over, was about to be, or waits. `state`: in the table."""
         over = decision.action == "stop" or trial.epoch >= self._max_epochs
         if state in FINAL_STATES:
+            if state in WENT_WRONG:
+                self._budget.count_epoch(0.0, 0.0)
             self._close_trial(trial, state)  # the study may have missed it
         elif over:
             if state is None:
@@ -271,7 +276,7 @@ class Search:
     def _choose(self) -> Trial | None:
         if self._budget.exhausted:
             return None
-        if self._kept_for_the_best():
+        if not self._has_room(0):
             return self._unfinished_best()
         if self._waiting:
             return self._trials[self._waiting.popleft()]
@@ -302,14 +307,18 @@ class Search:
         self._to_the_end.add(trial.trial_id)
         return trial
 
-    def _kept_for_the_best(self) -> bool:
-        """Whether the budget has no more than the best trial needs for its end."""
-        trial = self._trials.get(self._leader) if self._leader else None
-        if trial is None:
-            return False
-        needed = self._max_epochs - trial.epoch
-        in_flight = len(self._running - {trial.trial_id})  # their epochs are drained
-        return not self._budget.has_room_for(needed, in_flight)
+    def _has_room(self, epoch: int, but: str = "") -> bool:
+        """Whether a trial with `epoch` epochs may run another, and whoever leads then can still be finished.
+
+        `but`: that trial, if it has just reported and so is not in the middle of an epoch.
+        """
+        if self._leader is None:
+            return True
+        running = self._running - {but}
+        done = [epoch + 1, *(self._trials[each].epoch + 1 for each in running)]
+        if self._leader in self._trials and self._leader not in running:
+            done.append(self._trials[self._leader].epoch)
+        return self._budget.has_room_for(self._max_epochs - min(done), in_flight=len(running))
 
     # What becomes of a trial.
 
@@ -328,6 +337,8 @@ class Search:
         return self._scheduler.report(trial.trial_id, trial.epoch, standing)
 
     def _carry_out(self, trial: Trial, decision: Decision) -> Decision:
+        if trial.trial_id in self._to_the_end:
+            self._scheduler.drop(trial.trial_id)  # it does not wait at the rung that it passes
         if trial.epoch >= self._max_epochs:
             decision = Decision("stop", f"all {self._max_epochs} epochs done", decision.rung)
             self._end(trial, "completed", decision.reason)
@@ -339,7 +350,7 @@ class Search:
         elif self._budget.exhausted:
             decision = Decision("pause", self._budget.why_exhausted, decision.rung)
             self._put_aside(trial, decision.reason)
-        elif trial.trial_id != self._leader and self._kept_for_the_best():
+        elif trial.trial_id != self._leader and not self._has_room(trial.epoch, but=trial.trial_id):
             decision = Decision("pause", KEPT_FOR_THE_BEST, decision.rung)
             self._put_aside(trial, decision.reason)
         else:
@@ -381,7 +392,7 @@ class Search:
         del self._trials[trial.trial_id]
         self._searcher.finish(trial.trial_id, state)
         self._scheduler.drop(trial.trial_id)
-        if state not in ("completed", "stopped") and trial.trial_id in self._bests:
+        if state in WENT_WRONG and trial.trial_id in self._bests:
             del self._bests[trial.trial_id]
             best = min(self._bests, key=lambda name: self._bests[name].key, default=None)
             self._leader = best  # what went wrong is never recommended, however good it was before

@@ -171,6 +171,7 @@ class Searcher:
         if state == "completed":
             values = self._values(last) if last is not None and last.finite else None
             state = "completed" if values else "failed"
+            observed.failed = not values
         elif state in ("paused", "stopped") and len(self._signs) == 1 and last is not None and last.finite:
             values = self._values(last)  # as Study.tell does for a pruned trial
         self._study._storage.set_trial_state_values(trial._trial_id, _OUTCOMES[state], values)

@@ -83,5 +83,6 @@ def make_proposer(experiment: Experiment, earlier: Sequence[Observed] = ()) -> P
                 sampler=make_sampler(settings.algorithm, settings.startup_trials),
                 levels=levels,
                 enough=settings.startup_trials,
+                ranked=settings.algorithm == "tpe",
                 earlier=earlier,
             )
