@@ -1,7 +1,8 @@
 """`python -m benchmarks NAME…|all`: run benchmarks, one script per claim.
 
-Every other module of this folder is a benchmark: its `main()` prints a small table and last a line
-`NAME ratio=X`, the claim as one number. This file finds them and prints what they ran on.
+Every other module of this folder is a benchmark, and its packages are parts of benchmarks: `main()` prints a
+small table and last a line `NAME ratio=X`, the claim as one number. This file finds them and prints what
+they ran on.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from pathlib import Path
 
 def names() -> list[str]:
     """All benchmarks, by name."""
-    here = str(Path(__file__).parent)
-    return sorted(module.name for module in pkgutil.iter_modules([here]) if not module.name.startswith("_"))
+    here = [str(Path(__file__).parent)]
+    return sorted(m.name for m in pkgutil.iter_modules(here) if not m.ispkg and not m.name.startswith("_"))
 
 
 def hardware() -> str:

@@ -1,103 +1,181 @@
 """Search: what Captune's `auto` finds with a budget, against others' methods, over problems of known truth.
 
-Everything runs in virtual time: `tuning.simulator` drives Captune's own objects, `rivals.py` the rivals'. The
-figure is the normalised regret of what a user would ship, the best fully trained trial so far (before there
-is one, the best of the longest trained): 0 is the best configuration there is, 1 the median random one.
+Everything runs in virtual time: `tuning.simulator` drives Captune's own objects, `simulated/driving.py` the
+rivals'. With one objective the figure is the normalised regret of what a user would ship, the best fully
+trained trial so far: 0 is the best configuration there is, 1 the median random one. With several it is the
+hypervolume of all checkpoints, as a share of the true front's. The epoch in which a training diverges is
+spent as well.
+
 Settings were chosen on `TUNING`; the tables are of `REPORTED`. Sizes may be set in the environment:
-SEARCH_SEEDS, SEARCH_GANGS (as 4,64), SEARCH_SET (TUNING).
+SEARCH_SEEDS (20; with many gangs half of them), SEARCH_GANGS (1,4,8,64), SEARCH_SET (REPORTED). SEARCH_ALL=1
+runs the slow rivals too, and all seeds with many gangs: hours.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.problems import REPORTED, TUNING, Problem
-from benchmarks.rivals import MULTI_OBJECTIVE_RIVALS, RIVALS, diverged, drive
+from benchmarks.simulated.driving import Report, diverged, drive
+from benchmarks.simulated.figures import (
+    POINTS,
+    at_shares,
+    half_width,
+    hypervolumes,
+    regrets,
+    share_of_epochs,
+)
+from benchmarks.simulated.problem import Array, Problem
+from benchmarks.simulated.reported_set import REPORTED
+from benchmarks.simulated.rivals import MULTI_OBJECTIVE_RIVALS, RIVALS
+from benchmarks.simulated.tuning_set import TUNING
 from trainables.order import Failure
 from tuning.experiment import Experiment
 from tuning.simulator import simulate
 
-OURS = "captune auto"
+OURS, BASELINE = "captune auto", "random"
+SETS = {"TUNING": TUNING, "REPORTED": REPORTED}
+PROBLEMS = {problem.name: problem for problem in (*TUNING, *REPORTED)}
+#: Shares of the budget that the tables show.
 SHARES = (0.25, 0.5, 1.0)
 #: Full trainings that a run may cost: fifty, or four for each gang where they are many.
 TRAININGS, TRAININGS_PER_GANG = 50, 4
-
-
-class Seen(NamedTuple):
-    """An epoch of a run, whoever drove it."""
-
-    epochs_spent: int
-    losses: Sequence[float]
-    config: Mapping[str, Any]
-    epoch: int
+#: The last line's ratio is taken with so many gangs; the rivals' other grace period is compared there.
+RATIO_GANGS = 4
+#: Rivals that take long: with thousands of trials, each of which they look at again for the next.
+SLOW = frozenset(
+    {"optuna tpe + successive halving, grace 1", "ray asha + optuna, grace 1", "syne tune moasha, grace 1"}
+)
+SLOW_WITH_MANY_GANGS = SLOW | {
+    "optuna tpe + successive halving",
+    "optuna tpe + hyperband",
+    "ray asha + optuna",
+    "syne tune moasha",
+}
+MANY_GANGS = 32
+#: Of the column of names, in characters.
+WIDTH = 41
 
 
 class Task(NamedTuple):
     """One run."""
 
-    problem: int
-    """Index in the set."""
+    problem: str
     method: str
     gangs: int
     seed: int
 
 
+class Outcome(NamedTuple):
+    """What came of a run."""
+
+    curve: Array
+    """Figures [POINTS]."""
+    cpu_s: float
+    failure: str
+    """The method's exception, which ended it there; empty where there was none."""
+
+
+class Runs(NamedTuple):
+    """All runs of a method with one number of gangs."""
+
+    curves: Array
+    """Figures [problems, seeds, POINTS]."""
+    cpu_s: float
+    """Of a run, on the average."""
+    failures: list[str]
+
+
 def main() -> None:
-    """Print a table for each number of gangs, one for several objectives, and the ratio to the best rival."""
+    """Tables for each number of gangs, with one objective and with several; the ratio to the best rival."""
+    began = time.monotonic()
     seeds = int(os.environ.get("SEARCH_SEEDS", "20"))
     widths = [int(number) for number in os.environ.get("SEARCH_GANGS", "1,4,8,64").split(",")]
-    problems = TUNING if os.environ.get("SEARCH_SET") == "TUNING" else REPORTED
-    single = [index for index, problem in enumerate(problems) if len(problem.objectives) == 1]
-    several = [index for index in range(len(problems)) if index not in single]
+    every = os.environ.get("SEARCH_ALL") == "1"
+    problems = SETS[os.environ.get("SEARCH_SET", "REPORTED")]
+    single = [problem.name for problem in problems if len(problem.objectives) == 1]
+    several = [problem.name for problem in problems if len(problem.objectives) > 1]
     ratio = math.nan
-    for gangs in widths:
-        table = measure(single, [OURS, *RIVALS], gangs, seeds)
-        show(f"mean regret, {gangs} gangs", table, [problems[index].name for index in single])
-        if gangs == 4 or len(widths) == 1:
-            ours = table[OURS][:, :, -1].mean()
-            ratio = min(runs[:, :, -1].mean() for name, runs in table.items() if name != OURS) / ours
-    for gangs in widths:
-        table = measure(several, [OURS, *MULTI_OBJECTIVE_RIVALS], gangs, seeds)
-        show(f"share of the hypervolume, {gangs} gangs", table, [problems[index].name for index in several])
+    # Fresh processes: a fork would copy this one's threads, whatever ran here before.
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        for gangs in widths:
+            count = seeds if every or gangs < MANY_GANGS else math.ceil(seeds / 2)
+            table = measure(single, methods(RIVALS, gangs, every), gangs, count, pool.map)
+            show(f"mean regret, {gangs} gangs, {count} seeds", table, single)
+            show_epochs(table, gangs)
+            if gangs == RATIO_GANGS or len(widths) == 1:
+                ratio = ratio_to_best(table)
+            table = measure(several, methods(MULTI_OBJECTIVE_RIVALS, gangs, every), gangs, count, pool.map)
+            title = f"share of the hypervolume, {gangs} gangs, {count} seeds"
+            show(title, table, several, larger_is_better=True)
+    print(f"\ntook {(time.monotonic() - began) / 60:.1f} minutes")
     print(f"search ratio={ratio:.2f}")
 
 
+def methods(rivals: Iterable[str], gangs: int, every: bool) -> list[str]:
+    """Captune and those of `rivals` that are run with so many gangs, or `every` one; says which are not."""
+    slow = SLOW if gangs < MANY_GANGS else SLOW_WITH_MANY_GANGS
+    installed = importlib.util.find_spec("syne_tune") is not None
+    wanted = [OURS]
+    for name in rivals:
+        if "syne tune" in name and not installed:
+            print(f"{name} left out: not installed, it is of the extra `rivals`")
+        elif not every and (name in slow or (name.endswith("grace 1") and gangs != RATIO_GANGS)):
+            print(f"{name} left out with {gangs} gangs to save time: SEARCH_ALL=1 runs it")
+        else:
+            wanted.append(name)
+    return wanted
+
+
 def measure(
-    problems: Sequence[int], methods: Sequence[str], gangs: int, seeds: int
-) -> dict[str, np.ndarray]:
-    """Figures [problems, seeds, shares of the budget] by method."""
+    problems: Sequence[str],
+    methods: Sequence[str],
+    gangs: int,
+    seeds: int,
+    each: Callable[[Callable[[Task], Outcome], list[Task]], Iterable[Outcome]] = map,
+) -> dict[str, Runs]:
+    """All runs, by method; `each` as `map`, over processes for instance."""
     tasks = [Task(p, m, gangs, s) for m in methods for p in problems for s in range(seeds)]
-    with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
-        figures = np.array(list(pool.map(run, tasks, chunksize=4)))
-    shaped = figures.reshape(len(methods), len(problems), seeds, len(SHARES))
-    return dict(zip(methods, shaped, strict=True))
+    outcomes = list(each(run, tasks))
+    per_method = len(problems) * seeds
+    table = {}
+    for index, method in enumerate(methods):
+        own = outcomes[index * per_method : (index + 1) * per_method]
+        curves = np.array([outcome.curve for outcome in own]).reshape(len(problems), seeds, POINTS)
+        seconds = sum(outcome.cpu_s for outcome in own) / per_method
+        table[method] = Runs(curves, seconds, [outcome.failure for outcome in own if outcome.failure])
+    return table
 
 
-def run(task: Task) -> list[float]:
-    """The figure of one run after each share of its budget."""
-    problems = TUNING if os.environ.get("SEARCH_SET") == "TUNING" else REPORTED
-    problem = problems[task.problem]
+def run(task: Task) -> Outcome:
+    """One run. Where the method raises, it ends, and what it had found stands for the rest of the budget."""
+    problem = PROBLEMS[task.problem]
+    one_objective = len(problem.objectives) == 1
     budget = max(TRAININGS, TRAININGS_PER_GANG * task.gangs) * problem.max_epochs
-    if task.method == OURS:
-        seen = ours(problem, task.gangs, budget, task.seed)
-    else:
-        rivals = RIVALS if len(problem.objectives) == 1 else MULTI_OBJECTIVE_RIVALS
-        method = rivals[task.method](problem, task.seed)
-        seen = (
-            Seen(r.epochs_spent, r.losses, r.config, r.epoch)
-            for r in drive(method, problem, task.gangs, budget, task.seed)
-        )
-    figure = regrets if len(problem.objectives) == 1 else hypervolumes
-    return list(at_shares(figure(problem, seen), budget))
+    history, failure, began = [], "", time.process_time()
+    try:
+        if task.method == OURS:
+            reports = ours(problem, task.gangs, budget, task.seed)
+        else:
+            make = (RIVALS if one_objective else MULTI_OBJECTIVE_RIVALS)[task.method]
+            reports = drive(make(problem, task.seed), problem, task.gangs, budget, task.seed)
+        for entry in (regrets if one_objective else hypervolumes)(problem, reports):
+            history.append(entry)
+    except Exception as error:  # anything that a library may raise: the other methods go on
+        failure = f"{type(error).__name__}: {error}"
+        history = history or [(0, 1.0 if one_objective else 0.0)]
+    return Outcome(at_shares(history, budget), time.process_time() - began, failure)
 
 
-def ours(problem: Problem, gangs: int, budget: int, seed: int, **sections: Any) -> Iterator[Seen]:
+def ours(problem: Problem, gangs: int, budget: int, seed: int, **sections: Any) -> Iterator[Report]:
     """Captune's own search of `problem`; `sections` replace those of the experiment."""
     experiment = Experiment.from_dict(
         {
@@ -111,63 +189,62 @@ def ours(problem: Problem, gangs: int, budget: int, seed: int, **sections: Any) 
             **sections,
         }
     )
-    for spent, done in enumerate(simulate(experiment, _curves(problem, seed), gangs=gangs), start=1):
-        losses = [done.metrics[name] for name in problem.objectives]
-        yield Seen(spent, losses, done.config, done.epoch)
-
-
-def _curves(problem: Problem, seed: int) -> Callable[..., Mapping[str, float] | Failure]:
-    known: dict[str, np.ndarray] = {}
+    known: dict[str, Array] = {}
+    lost = 0
 
     def curves(trial_id: str, config: Mapping[str, Any], epoch: int) -> Mapping[str, float] | Failure:
+        nonlocal lost
         if trial_id not in known:
             known[trial_id] = problem.curve(config, seed * 1_000_003 + int(trial_id))
         losses = known[trial_id][epoch - 1].tolist()
         if diverged(tuple(losses)):
+            lost += 1
             return Failure(state="diverged", reason="loss is nan")
         seconds = {"seconds": problem.seconds_per_epoch(config)}
         return dict(zip(problem.objectives, losses, strict=True)) | seconds
 
-    return curves
+    for reported, done in enumerate(simulate(experiment, curves, gangs=gangs), start=1):
+        losses = tuple(done.metrics[name] for name in problem.objectives)
+        yield Report(done.at_s, reported + lost, losses, done.config, done.trial_id, done.epoch)
 
 
-def regrets(problem: Problem, seen: Iterator[Seen]) -> Iterator[tuple[int, float]]:
-    """(epochs spent, regret of what would be shipped) after every epoch."""
-    place, regret = (0, math.inf), 1.0
-    for report in seen:
-        loss = report.losses[0]
-        if not math.isnan(loss) and (-report.epoch, loss) < (-place[0], place[1]):
-            place, regret = (report.epoch, loss), problem.regret(report.config)
-        yield report.epochs_spent, regret
+def ratio_to_best(table: Mapping[str, Runs]) -> float:
+    """The final mean regret of the best rival over ours."""
+    final = {name: runs.curves[:, :, -1].mean() for name, runs in table.items()}
+    return min(regret for name, regret in final.items() if name != OURS) / final[OURS]
 
 
-def hypervolumes(problem: Problem, seen: Iterator[Seen]) -> Iterator[tuple[int, float]]:
-    """(epochs spent, share of the true front's hypervolume) after every epoch; any checkpoint could ship."""
-    found = np.empty((0, len(problem.objectives)))
-    share = 0.0
-    for report in seen:
-        losses = np.array(report.losses)
-        if np.isfinite(losses).all() and not (found <= losses).all(axis=1).any():
-            found = np.vstack([found[~(losses <= found).all(axis=1)], losses])
-            share = problem.share(found)
-        yield report.epochs_spent, share
+def show(
+    title: str, table: Mapping[str, Runs], problems: Sequence[str], larger_is_better: bool = False
+) -> None:
+    """Means over problems with 95 % intervals over seeds, then each problem's figure at the end.
 
-
-def at_shares(figures: Iterator[tuple[int, float]], budget: int) -> Iterator[float]:
-    """The figure that stood when each of `SHARES` of the budget was spent."""
-    history = list(figures)
-    for share in SHARES:
-        reached = [figure for spent, figure in history if spent <= share * budget]
-        yield reached[-1]
-
-
-def show(title: str, table: Mapping[str, np.ndarray], problems: Sequence[str]) -> None:
-    """Means over problems with the half-width of a 95 % interval over seeds, then each problem's last."""
-    print(f"\n{title}: after {', '.join(f'{share:.0%}' for share in SHARES)} of the budget; each problem's last")
-    print(f"{'':28s} {'':30s} {' '.join(f'{name[:12]:>12s}' for name in problems)}")
+    A `!` marks a figure that is worse than random search's by more than the interval of their difference.
+    """
+    shares = ", ".join(f"{share:.0%}" for share in SHARES)
+    print(f"\n{title}: after {shares} of the budget, ± 95 %; each problem's last (!: worse than random)")
+    print(f"{'':{WIDTH}s}{'':36s}{''.join(f'{name[:12]:>13s} ' for name in problems)} cpu s/run")
+    shown = [round(share * POINTS) - 1 for share in SHARES]
+    random = table[BASELINE].curves[:, :, -1]  # [problems, seeds]
     for name, runs in table.items():
-        by_seed = runs.mean(axis=0)  # [seeds, shares]
-        mean = by_seed.mean(axis=0)
-        half = 1.96 * by_seed.std(axis=0, ddof=1) / math.sqrt(len(by_seed)) if len(by_seed) > 1 else mean * 0
-        cells = "  ".join(f"{m:.3f}±{h:.3f}" for m, h in zip(mean, half, strict=True))
-        print(f"{name:28s} {cells:36s} {' '.join(f'{v:12.3f}' for v in runs[:, :, -1].mean(axis=1))}", flush=True)
+        by_seed = runs.curves.mean(axis=0)[:, shown]  # [seeds, shares]
+        means = zip(by_seed.mean(axis=0), half_width(by_seed), strict=True)
+        last = runs.curves[:, :, -1]
+        behind = (random - last if larger_is_better else last - random).T  # [seeds, problems]
+        marks = np.where(behind.mean(axis=0) > half_width(behind), "!", " ")
+        cells = "".join(f"{v:13.3f}{mark}" for v, mark in zip(last.mean(axis=1), marks, strict=True))
+        average = " ".join(f"{mean:.3f}±{half:.3f}" for mean, half in means)
+        print(f"{name:{WIDTH}s}{average:36s}{cells} {runs.cpu_s:9.1f}", flush=True)
+        if runs.failures:
+            print(f"  {len(runs.failures)} of its {last.size} runs failed, the first: {runs.failures[0]}")
+
+
+def show_epochs(table: Mapping[str, Runs], gangs: int) -> None:
+    """For each method, the share of random search's epochs after which it is as good as that at its end."""
+    print(f"\nepochs that random search needs for its final regret, {gangs} gangs: a method's, as a share")
+    for name, runs in table.items():
+        shares = share_of_epochs(runs.curves, table[BASELINE].curves)
+        # Where it is never reached, the whole budget and more is needed: the mean is a lower bound.
+        mean = f"{'>' if np.isinf(shares).any() else ''}{np.where(np.isinf(shares), 1.0, shares).mean():.2f}"
+        cells = "".join(f"{'never' if math.isinf(share) else f'{share:.2f}':>13s} " for share in shares)
+        print(f"{name:{WIDTH}s}{mean:36s}{cells}", flush=True)

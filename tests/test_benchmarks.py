@@ -1,13 +1,20 @@
 """Benchmarks run, at sizes at which their figures mean nothing, and end with the line that tools read."""
 
+import math
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import cache, caption_metrics
+from benchmarks import cache, caption_metrics, search
+from benchmarks.simulated.driving import Report
+from benchmarks.simulated.figures import POINTS, at_shares, half_width, hypervolumes, regrets, share_of_epochs
+from benchmarks.simulated.problem import Problem
+from benchmarks.simulated.rivals import RIVALS
+from search_spaces import Float, Space
 from trainables.captioning.settings import Settings
 
 
@@ -19,7 +26,14 @@ def ratio(name, output):
 
 
 def test_every_benchmark_is_known_by_name():
-    assert benchmarks.names() == ["cache", "caption_metrics", "gang_overhead", "throughput"]
+    assert benchmarks.names() == [
+        "cache",
+        "caption_metrics",
+        "gang_overhead",
+        "many_trials",
+        "search",
+        "throughput",
+    ]
 
 
 @pytest.mark.slow  # imports torch in another process
@@ -68,3 +82,166 @@ def test_both_sides_of_cache_train_on_the_same_pairs(tmp_path):
         assert (one.micro_batches[0].tokens == other.micro_batches[0].tokens).all()
         difference = one.micro_batches[0].inputs.float() - other.micro_batches[0].inputs.float()
         assert difference.abs().mean() < 6  # the same photographs, by another resize
+
+
+def problem(objectives=("loss",)):
+    """The loss is `x`, from 0 to 1, and so is every other objective turned round: 1 - x."""
+
+    def truth(config):
+        return np.array([config["x"], 1 - config["x"]][: len(objectives)])
+
+    return Problem(
+        name="line",
+        space=Space({"x": Float(0.0, 1.0)}),
+        max_epochs=3,
+        curve=lambda config, seed: np.tile(truth(config), (3, 1)),
+        truth=truth,
+        objectives=objectives,
+        reference=(1.0, 1.0),
+        candidates=lambda: [{"x": x} for x in np.linspace(0, 1, 101)],
+    )
+
+
+def reports(*epochs):
+    """Reports one after another, each given as (x, epoch, loss…)."""
+    return [
+        Report(float(spent), spent, losses, {"x": x}, f"{x}", epoch)
+        for spent, (x, epoch, *losses) in enumerate(epochs, start=1)
+    ]
+
+
+def test_regret_is_of_the_best_full_training_and_before_of_the_longest():
+    history = list(
+        regrets(
+            problem(),
+            reports(
+                (0.4, 1, 0.4),
+                (0.1, 1, 0.1),  # better after as many epochs
+                (0.3, 2, 0.9),  # longer
+                (0.2, 2, math.nan),  # diverged
+                (0.3, 3, 0.9),
+                (0.0, 2, 0.0),  # not trained to the end
+                (0.6, 3, 0.2),  # the loss that was seen decides, not the truth
+            ),
+        )
+    )
+    assert [spent for spent, _ in history] == list(range(8))
+    expected = [1.0, 0.8, 0.2, 0.6, 0.6, 0.6, 0.6, 1.2]
+    assert [regret for _, regret in history] == pytest.approx(expected, abs=0.03)  # the median is sampled
+
+
+def test_hypervolume_is_of_all_checkpoints():
+    line = problem(("loss", "size"))
+    history = list(
+        hypervolumes(
+            line,
+            reports((0.5, 1, 0.5, 0.5), (0.5, 2, 0.6, 0.6), (0.7, 1, math.nan, 0.3), (0.25, 1, 0.25, 0.75)),
+        )
+    )
+    whole = line.front_hypervolume
+    assert whole == pytest.approx(0.5, abs=0.01)
+    assert [share * whole for _, share in history] == pytest.approx([0, 0.25, 0.25, 0.25, 0.25 + 0.25 * 0.25])
+
+
+def test_a_figure_is_the_one_that_stood_when_the_share_was_spent():
+    history = [(0, 1.0), (3, 0.5), (5, 0.4), (8, 0.3), (11, 0.1)]
+    assert at_shares(history, 10, points=5).tolist() == [1.0, 0.5, 0.4, 0.3, 0.3]  # after 2, 4, 6, 8 and 10
+    assert at_shares([(0, 1.0)], 10, points=2).tolist() == [1.0, 1.0]
+    assert at_shares([(0, 1.0), (29, 0.5)], 100)[[27, 28]].tolist() == [1.0, 0.5]  # 0.29 * 100 < 29 in floats
+
+
+def test_epochs_are_counted_until_the_mean_regret_is_what_random_search_ends_with():
+    random = np.array([[[0.9, 0.6, 0.4, 0.4], [0.7, 0.6, 0.4, 0.4]], [[0.8, 0.8, 0.8, 0.2]] * 2])
+    fast = np.array([[[0.5, 0.5, 0.1, 0.1], [0.3, 0.3, 0.1, 0.1]], [[0.9, 0.8, 0.7, 0.3]] * 2])
+    assert share_of_epochs(fast, random).tolist() == [1 / 3, math.inf]
+    assert share_of_epochs(random, random).tolist() == [1.0, 1.0]
+
+
+def test_one_seed_has_no_interval():
+    assert half_width(np.array([[0.1, 0.2]])).tolist() == [math.inf, math.inf]
+    assert half_width(np.array([1.0, 3.0])) == pytest.approx(1.96)
+
+
+def runs(*finals):
+    """Runs of two seeds that end so, by problem."""
+    return search.Runs(np.array([np.tile(seeds, (POINTS, 1)).T for seeds in finals]), 0.1, [])
+
+
+@pytest.mark.parametrize("larger_is_better, marked", [(False, "0.800!"), (True, "0.100!")])
+def test_only_what_is_worse_than_random_beyond_its_interval_is_marked(capsys, larger_is_better, marked):
+    table = {
+        "mine": runs([0.8, 0.8], [0.1, 0.1], [0.4, 0.8]),
+        "random": runs([0.5, 0.5], [0.5, 0.5], [0.5, 0.5]),
+    }
+    search.show("title", table, ["one", "two", "three"], larger_is_better)
+    output = capsys.readouterr().out
+    assert re.findall(r"\d\.\d{3}!", output) == [marked]
+
+
+class InThisProcess:
+    """An executor that computes where it is asked."""
+
+    def __init__(self, **options):
+        self.map = map
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+
+@pytest.fixture
+def tiny_search(monkeypatch):
+    """One problem of each kind, one seed, four gangs, one rival, eight trainings."""
+    monkeypatch.setattr(search, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(search, "TRAININGS", 8)
+    monkeypatch.setattr(search, "TRAININGS_PER_GANG", 1)
+    monkeypatch.setitem(
+        search.SETS, "REPORTED", [search.PROBLEMS["hartmann3-bad"], search.PROBLEMS["captioner"]]
+    )
+    for rivals in ("RIVALS", "MULTI_OBJECTIVE_RIVALS"):
+        monkeypatch.setattr(search, rivals, {"random": RIVALS["random"]})
+    monkeypatch.setenv("SEARCH_SEEDS", "1")
+    monkeypatch.setenv("SEARCH_GANGS", "4")
+
+
+@pytest.mark.timeout(60)  # imports Optuna
+def test_search(tiny_search, capsys):
+    search.main()
+    output = capsys.readouterr().out
+    assert ratio("search", output) > 0
+    assert len(re.findall(r"^captune auto +\d", output, re.M)) == 3
+    assert re.search(r"^took \d+\.\d minutes$", output, re.M)
+
+
+def test_a_method_that_fails_keeps_what_it_had_and_is_named(tiny_search, monkeypatch, capsys):
+    class Broken(RIVALS["random"]):
+        def report(self, trial_id, epoch, losses):
+            if trial_id == "4":
+                raise RuntimeError("no more")
+            return "continue"
+
+    monkeypatch.setitem(search.RIVALS, "broken", Broken)
+    table = search.measure(["hartmann3-bad"], ["random", "broken"], 4, 1)
+    assert table["broken"].failures == ["RuntimeError: no more"]
+    before = table["random"].curves[0, 0, :50]
+    assert table["broken"].curves[0, 0].tolist() == [*before, *[before[-1]] * 50]
+    search.show("title", table, ["hartmann3-bad"])
+    assert "1 of its 1 runs failed, the first: RuntimeError: no more" in capsys.readouterr().out
+
+
+@pytest.mark.timeout(60)  # imports Optuna
+def test_epochs_in_which_ours_diverges_are_spent(tiny_search):
+    recurrent = search.PROBLEMS["recurrent-misleading"]
+    done = list(search.ours(recurrent, 4, 8 * recurrent.max_epochs, 0))
+    assert not any(math.isnan(loss) for report in done for loss in report.losses)
+    assert done[-1].epochs_spent > len(done)
+
+
+def test_slow_rivals_are_left_out_by_name_until_all_are_asked_for(capsys):
+    slow = "optuna tpe + successive halving"
+    assert slow not in search.methods([slow, "random"], 64, every=False)
+    assert f"{slow} left out with 64 gangs" in capsys.readouterr().out
+    assert slow in search.methods([slow, "random"], 4, every=False)
+    assert search.methods([slow], 64, every=True) == [search.OURS, slow]

@@ -8,7 +8,10 @@ import pytest
 from optuna.samplers import RandomSampler
 from optuna.study import create_study
 
-from benchmarks.problems import REPORTED, TUNING, configuration, hartmann
+from benchmarks.simulated.hartmann import hartmann
+from benchmarks.simulated.problem import configuration
+from benchmarks.simulated.reported_set import REPORTED
+from benchmarks.simulated.tuning_set import TUNING
 
 PROBLEMS = {problem.name: problem for problem in (*TUNING, *REPORTED)}
 NETWORKS = [problem for name, problem in PROBLEMS.items() if not name.startswith("hartmann")]

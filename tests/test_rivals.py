@@ -5,13 +5,21 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.problems import REPORTED, TUNING, Problem
-from benchmarks.rivals import MULTI_OBJECTIVE_RIVALS, RIVALS, Start, drive, tenth
+from benchmarks.simulated import driving
+from benchmarks.simulated.driving import Start
+from benchmarks.simulated.problem import Problem
+from benchmarks.simulated.reported_set import REPORTED
+from benchmarks.simulated.rivals import MULTI_OBJECTIVE_RIVALS, RIVALS, tenth
+from benchmarks.simulated.tuning_set import TUNING
 from search_spaces import Choice, Space
 
 PROBLEM = next(problem for problem in TUNING if problem.name == "recurrent-misleading")
 TWO_OBJECTIVES = REPORTED[-1]
 TRAININGS = 30
+
+
+def drive(*arguments):
+    return list(driving.drive(*arguments))
 
 
 def made(name, problem, seed):
