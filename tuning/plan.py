@@ -40,7 +40,8 @@ def plan_table(experiment: Experiment, plan: GangPlan, machine: Mapping[str, flo
         table.add_row("constraint", f"{constraint.metric} {' and '.join(filter(None, bounds))}")
     search = experiment.search
     grid = f" of {count(grid_size(experiment.space), 'configuration')}" if search.algorithm == "grid" else ""
-    table.add_row("search", f"{search.algorithm}{grid}, seed {search.seed}")
+    auto = ", a model of configuration and epoch" if search.algorithm == "auto" else ""
+    table.add_row("search", f"{search.algorithm}{grid}{auto}, seed {search.seed}")
     if search.start:
         table.add_row("starts with", f"{count(len(search.start), 'configuration')} of the file")
     if search.from_:
