@@ -240,7 +240,7 @@ def show(
 
 
 def show_epochs(table: Mapping[str, Runs], gangs: int) -> None:
-    """For each method, the share of random search's epochs after which it is as good as that at its end."""
+    """For each method, the share of random search's epochs from which on it is as good as that at its end."""
     print(f"\nepochs that random search needs for its final regret, {gangs} gangs: a method's, as a share")
     for name, runs in table.items():
         shares = share_of_epochs(runs.curves, table[BASELINE].curves)

@@ -150,11 +150,13 @@ def test_a_figure_is_the_one_that_stood_when_the_share_was_spent():
     assert at_shares([(0, 1.0), (29, 0.5)], 100)[[27, 28]].tolist() == [1.0, 0.5]  # 0.29 * 100 < 29 in floats
 
 
-def test_epochs_are_counted_until_the_mean_regret_is_what_random_search_ends_with():
+def test_epochs_are_counted_until_the_mean_regret_stays_at_what_random_search_ends_with():
     random = np.array([[[0.9, 0.6, 0.4, 0.4], [0.7, 0.6, 0.4, 0.4]], [[0.8, 0.8, 0.8, 0.2]] * 2])
     fast = np.array([[[0.5, 0.5, 0.1, 0.1], [0.3, 0.3, 0.1, 0.1]], [[0.9, 0.8, 0.7, 0.3]] * 2])
     assert share_of_epochs(fast, random).tolist() == [1 / 3, math.inf]
     assert share_of_epochs(random, random).tolist() == [1.0, 1.0]
+    lucky = np.array([[[0.4, 0.4, 0.5, 0.4]], [[0.1, 0.1, 0.1, 0.1]]])
+    assert share_of_epochs(lucky, random).tolist() == [4 / 3, 1 / 4]
 
 
 def test_one_seed_has_no_interval():

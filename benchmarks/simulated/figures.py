@@ -59,21 +59,24 @@ def at_shares(history: Iterable[tuple[int, float]], budget_epochs: int, points: 
 
 
 def share_of_epochs(curves: Array, others: Array) -> Array:
-    """Epochs [problems] after which the mean regret first is what the other method's is at the end, as a
+    """Epochs [problems] from which on the mean regret is no worse than the other method's at the end, as a
     share of those that the other one needs for it; infinite where that is never.
+
+    Reached for good, not for the first time: what would be shipped may be good by luck and then change.
 
     Args:
         curves: regrets [problems, seeds, points].
         others: the same of the method compared with, random search for instance.
     """
-    levels = others.mean(axis=1)[:, -1]
-    return _first(curves.mean(axis=1), levels) / _first(others.mean(axis=1), levels)
+    levels = others.mean(axis=1)[:, -1:]
+    return _reached(curves.mean(axis=1) > levels) / _reached(others.mean(axis=1) > levels)
 
 
-def _first(curves: Array, levels: Array) -> Array:
-    """Points [problems], from 1, at which each of `curves` [problems, points] is first at its level."""
-    there = curves <= levels[:, None]
-    return np.where(there.any(axis=1), there.argmax(axis=1) + 1.0, math.inf)
+def _reached(above: Array) -> Array:
+    """Points [problems], from 1, from which on no entry of `above` [problems, points] is true."""
+    points = above.shape[1]
+    after = np.where(above.any(axis=1), points - above[:, ::-1].argmax(axis=1), 0) + 1.0
+    return np.where(after > points, math.inf, after)
 
 
 def half_width(values: Array) -> Array:
