@@ -220,7 +220,7 @@ def test_check_tells_starting_points_sources_budgets_and_references(captune, tmp
     for part in (
         "cider, maximal, reference 0",
         "size_mb, minimal, reference 10",
-        "auto, seed 0",
+        "auto, a model of",
         "starts with 2 configurations of the file",
         "learns from swans, t.parquet",
         "the others end there (asha_stopping)",

@@ -20,8 +20,9 @@ the first one would have. This file knows neither Ray nor files.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +74,17 @@ class _Results:
     standings: list[Standing]
 
 
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """For small matrices: more threads would only take cores from the gangs of this machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class Auto:
     """A proposer and a scheduler in one, which `tuning/strategies.py` hands to both places."""
 
@@ -94,13 +106,13 @@ class Auto:
             reduction_factor: of the ASHA that has a share of the promotions.
             earlier: trials of earlier experiments.
         """
-        torch.set_num_threads(1)  # small matrices: more threads only take cores from this machine's gangs
         self._seed, self._levels = seed, tuple(levels)
         self._encoding = Encoding(space)
         self._asha = PromotingAsha(rungs=self._levels[:-1], reduction_factor=reduction_factor)
         self._worst = Standing((math.inf,) * objectives)
         self._earlier = earlier  # these have the numbers -1, -2, …
         self._observed: Sequence[Observed] = ()
+        self._decides = True
         self._points: dict[int, Array] = {}  # by number
         # (number, epoch) of results, in the order of reporting; the value says nothing.
         self._arrivals: dict[tuple[int, int], None] = {
@@ -113,14 +125,19 @@ class Auto:
         self._parameters: dict[int, Any] = {}  # of the process, by the number of results at their fit
         self._choice: tuple[Any, _Choice] | None = None  # with what it was made from
 
-    def watch(self, observed: Sequence[Observed]) -> None:
-        """Learn from these trials, which somebody else keeps up to date; to be called once, first."""
-        self._observed = observed
+    def watch(self, observed: Sequence[Observed], *, decides: bool) -> None:
+        """Learn from these trials, which somebody else keeps up to date; to be called once, first.
+
+        `decides`: whether this object is the scheduler, too, or only proposes.
+        """
+        self._observed, self._decides = observed, decides
 
     # As a proposer.
 
     def propose(self, number: int, observed: Sequence[Observed]) -> Proposal:
         """A draw, or the configuration from which most is expected."""
+        if not self._decides:
+            self._take_in_results()
         config = self._choose().config
         if config is None:  # the choice was a paused trial, but its promotion was not asked for
             config = self._encoding.draw(self._rng(), 1)[0]
@@ -190,6 +207,7 @@ class Auto:
         number = None if trial_id is None else int(trial_id)
         return _Choice(paused=number) if number in self._waiting else None
 
+    @_one_thread()
     def _most_promising(self, rng: np.random.Generator) -> _Choice:
         results = self._results(len(self._arrivals))
         processes = self._model(results)
@@ -224,7 +242,7 @@ class Auto:
     def _model(self, results: _Results) -> list[GaussianProcess]:
         """A process for each objective, after all results; where trials run, what is expected of them counts
         as seen, so that the next decision looks elsewhere (kriging believer, Ginsbourger et al. 2010)."""
-        running = [n for n, trial in enumerate(self._observed) if not trial.over and n not in self._waiting]
+        running = [n for n, trial in enumerate(self._observed) if self._runs(n, trial)]
         processes = []
         for scores, parameters in zip(_scores(results.standings).T, self._fitted(), strict=True):
             process = GaussianProcess(self._encoding.dimensions)
@@ -262,7 +280,8 @@ class Auto:
         end = self._levels[-1]
         shown = list(self._arrivals)[:count]
         full = [(number, epoch) for number, epoch in shown if epoch == end]
-        if len(full) >= FULL_TRAININGS:
+        # Beside another scheduler only its favourites get there, too alike to learn from alone.
+        if self._decides and len(full) >= FULL_TRAININGS:
             # Who failed before the end is no full training, but where it lies is worth knowing.
             full += [(n, e) for n, e in shown if e < end and not self._standing(n, e).finite]
             shown = [(number, end) for number, _ in full]
@@ -278,6 +297,17 @@ class Auto:
             np.array([math.log1p(epoch) / math.log1p(end) for _, epoch in shown]),
             standings,
         )
+
+    def _take_in_results(self) -> None:
+        """What another scheduler was told."""
+        for number, trial in enumerate(self._observed):
+            for epoch in self._levels:
+                if epoch in trial.results:
+                    self._arrivals[number, epoch] = None
+
+    def _runs(self, number: int, trial: Observed) -> bool:
+        """Whether more is to be expected of a trial now; another scheduler does not say which are paused."""
+        return not trial.over and number not in self._waiting and (self._decides or not trial.results)
 
     def _trial(self, number: int) -> Observed:
         return self._observed[number] if number >= 0 else self._earlier[-1 - number]

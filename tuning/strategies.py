@@ -39,14 +39,16 @@ def open_strategy(
         start=experiment.search.start,
     )
     if isinstance(proposer, Auto):
-        proposer.watch(searcher.observed)
-        if experiment.scheduler.algorithm == "auto":
+        # Where trials are what is counted, the model would train most of them to their end: it costs nothing.
+        decides = experiment.scheduler.algorithm == "auto" and experiment.budget.trials is None
+        proposer.watch(searcher.observed, decides=decides)
+        if decides:
             return searcher, proposer
     return searcher, make_scheduler(experiment)
 
 
 def make_scheduler(experiment: Experiment) -> Scheduler:
-    """The scheduler alone; `auto` without the searcher's model is ASHA, `none` is one without rungs."""
+    """The scheduler alone; `auto` where the model does not decide is ASHA, `none` is one without rungs."""
     settings = experiment.scheduler
     kind = PromotingAsha if settings.algorithm in ("auto", "asha") else StoppingAsha
     return kind(rungs=settings.rungs(), reduction_factor=settings.reduction_factor)
