@@ -1,16 +1,13 @@
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from trainables.captioning.settings import DataSettings, Settings
-from trainables.order import Failure, Report
-from trainables.trial import TrialContext, TrialDiverged, resolve_trainable
-from tuning.budget import BudgetGuard
+from trainables.trial import TrialContext, resolve_trainable
 from tuning.experiment import Experiment, ExperimentError
 from tuning.experiment_file import read_experiment_file
-from tuning.search import Search
-from tuning.searcher import Searcher
+from tuning.simulator import simulate
+from tuning.trainable_curves import TrainableCurves
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -35,34 +32,14 @@ def test_an_own_trainable_is_under_fifty_lines_and_refuses_what_it_does_not_know
         Experiment.load(EXAMPLES / "polynomial.yaml", ["search_space={degre: {int: [1, 2]}}"])
 
 
-def run_trial(experiment, search, run):
-    trial = resolve_trainable(experiment.trainable)()
-    trial.setup({**experiment.model, **run.config}, TrialContext(trial_id=run.trial_id, data=experiment.data))
-    for epoch in range(1, experiment.scheduler.max_epochs + 1):
-        try:
-            metrics = trial.train_epoch() | trial.evaluate(full=True)
-        except TrialDiverged as error:
-            search.fail(run.trial_id, Failure(state="diverged", reason=str(error)))
-            return None
-        report = Report(epoch=epoch, metrics=metrics, attempt=1, node="here")
-        if search.report(run.trial_id, report).ends:
-            return metrics["val_loss"]
-    raise AssertionError("the search must end a trial at its last epoch")
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(20)
-def test_an_own_trainable_is_tuned(tmp_path):
+def test_an_own_trainable_is_tuned():
     """The whole search in this process, without Ray: it finds a fit close to the noise."""
     experiment = Experiment.load(EXAMPLES / "polynomial.yaml")
-    searcher = Searcher(path=tmp_path / "study.journal", name="p", space=experiment.space, mode="min")
-    search = Search(experiment, searcher=searcher, budget=BudgetGuard(trials=20, time_s=None))
-    losses = []
-    while (run := search.next_run()) is not None:
-        losses.append(run_trial(experiment, search, run))
-    assert len(losses) == 20 and search.finished
+    curves = TrainableCurves(experiment)
+    done = list(simulate(experiment, curves, gangs=1, listeners=[curves]))
+    assert len({epoch.trial_id for epoch in done}) == experiment.budget.trials == 20
     noise = experiment.data["noise"] ** 2
-    assert noise < np.nanmin([x for x in losses if x is not None]) < 2 * noise
+    assert 0.8 * noise < min(epoch.metrics["val_loss"] for epoch in done) < 2 * noise
 
 
 def test_an_own_trainable_goes_on_from_its_checkpoint(tmp_path):

@@ -53,13 +53,20 @@ class Killer:
             threading.Timer(SECONDS_PER_EPOCH / 2, self.kill, [name]).start()
 
     def kill(self, name):
+        for _ in range(30):  # for a moment a process may have no name, or another one's
+            if self._kill_one(name):
+                self.killed.append(name)
+                return
+            time.sleep(0.1)
+
+    def _kill_one(self, name):
         # Ray names its worker processes after the actor and the method they are at.
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 if name in " ".join(process.cmdline()):
                     process.kill()
-                    self.killed.append(name)
-                    return
+                    return True
+        return False
 
     def tick(self):
         pass
@@ -267,3 +274,28 @@ def test_interrupted_then_killed_then_resumed_is_as_if_never_stopped(tmp_path):
     assert not check_tables(parts.trials, parts.epochs)
     ignored = [*TIMES, "restarts"]
     assert whole.trials.drop(columns=ignored).compare(parts.trials.drop(columns=ignored)).empty
+
+
+def test_only_placement_groups_without_life_are_taken_for_orphans(cluster):
+    from ray.util import placement_group, placement_group_table, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    from tuning.gangs import remove_orphaned_groups
+
+    @ray.remote(num_cpus=1)
+    class Inhabitant:
+        def alive(self):
+            return True
+
+    orphan, home = placement_group([{"CPU": 1}]), placement_group([{"CPU": 1}])
+    ray.get([orphan.ready(), home.ready()])
+    inside = PlacementGroupSchedulingStrategy(home)
+    inhabitant = Inhabitant.options(scheduling_strategy=inside).remote()
+    assert ray.get(inhabitant.alive.remote())
+    remove_orphaned_groups()
+    states = {key: group["state"] for key, group in placement_group_table().items()}
+    assert (states[orphan.id.hex()], states[home.id.hex()]) == ("REMOVED", "CREATED")
+    assert ray.get(inhabitant.alive.remote())
+    ray.kill(inhabitant)
+    remove_placement_group(home)
+    assert left_behind() == []

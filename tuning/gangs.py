@@ -7,6 +7,7 @@ replaces dead workers, the owner replaces a dead Train controller, Ray restarts 
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 import time
@@ -14,7 +15,9 @@ import traceback
 from typing import Any
 
 import ray
-from ray.util import placement_group_table
+from ray import PlacementGroupID
+from ray.util import placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
 from trainables.gang import serve
 from tuning.mailbox import Mailbox
@@ -26,6 +29,8 @@ TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
 }
 CLOSE_TIMEOUT_S = 20.0
+#: A Train controller may live on for 5 s after its owner, and in these start workers anew.
+LAST_BREATH_S = 7.0
 
 
 class GangOwner(Mailbox):
@@ -40,7 +45,8 @@ class GangOwner(Mailbox):
     def __init__(self, name: str, plan: GangPlan, max_failures: int, scratch: str):
         super().__init__(max_failures)
         self._name, self._plan, self._scratch = name, plan, scratch
-        self._myself = ray.get_runtime_context().current_actor
+        context = ray.get_runtime_context()
+        self._myself, self._restarted = context.current_actor, context.was_current_actor_reconstructed
         self._thread = threading.Thread(target=self._keep_training, name=name, daemon=True)
         self._thread.start()
 
@@ -51,6 +57,10 @@ class GangOwner(Mailbox):
         return not self._thread.is_alive()
 
     def _keep_training(self) -> None:
+        if self._restarted:
+            time.sleep(LAST_BREATH_S)
+            with contextlib.suppress(Exception):  # Ray Train's own cleaner mostly suffices
+                remove_orphaned_groups()
         while not self._closed:
             try:
                 self._trainer().fit()
@@ -144,6 +154,24 @@ class Gangs:
         deadline = time.monotonic() + timeout_s
         while _placement_groups() - self._placement_groups_before and time.monotonic() < deadline:
             time.sleep(0.1)
+
+
+def remove_orphaned_groups() -> None:
+    """Give back the cores of placement groups in which nothing lives.
+
+    Ray Train's cleaner takes a controller for dead when Ray does, some seconds before its process ends; what
+    placement group that process makes in the meantime nobody would remove, and the next gang would wait for
+    its cores for ever.
+    """
+    from ray.util.state import list_actors
+
+    here = ray.get_runtime_context().gcs_address
+    actors = list_actors(address=here, filters=[("state", "!=", "DEAD")], detail=True, limit=10_000)
+    inhabited = {actor.placement_group_id for actor in actors}
+    for key, group in placement_group_table().items():
+        holds_cores = any("CPU" in bundle for bundle in group["bundles"].values())
+        if group["state"] == "CREATED" and holds_cores and key not in inhabited:
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(key))))
 
 
 def _placement_groups() -> set[str]:
