@@ -9,7 +9,8 @@ until its next rung.
 * A twentieth of the decisions are random draws and as many the promotions that ASHA would make, so that no
   error of the model lasts.
 * With enough full trainings, only these are learnt from, and new trials run to their end: by then the
-  model knows better than low rungs where to look, and they cannot mislead it.
+  model knows better than low rungs where to look, and they cannot mislead it. Not so beside another
+  scheduler, where this file only proposes: all results are learnt from.
 * What is compared are ranks, not figures: outliers and units do not matter, and constraints come first
   (feasibility first, Deb et al. 2002). Of several objectives each has a process of its own, and the
   improvement is of the hypervolume (Emmerich et al. 2006).
@@ -178,10 +179,7 @@ class Auto:
         number = int(trial_id)
         self._waiting.pop(number, None)
         self._asha.drop(trial_id)
-        if self._observed[number].failed:
-            done = max(self._observed[number].results, default=0)
-            missed = next((epoch for epoch in self._levels if epoch > done), self._levels[-1])
-            self._arrivals[number, missed] = None
+        self._remember_failure(number)
 
     # The decision.
 
@@ -304,6 +302,14 @@ class Auto:
             for epoch in self._levels:
                 if epoch in trial.results:
                     self._arrivals[number, epoch] = None
+            self._remember_failure(number)
+
+    def _remember_failure(self, number: int) -> None:
+        trial = self._observed[number]
+        if trial.failed:
+            done = max(trial.results, default=0)
+            missed = next((epoch for epoch in self._levels if epoch > done), self._levels[-1])
+            self._arrivals[number, missed] = None
 
     def _runs(self, number: int, trial: Observed) -> bool:
         """Whether more is to be expected of a trial now; another scheduler does not say which are paused."""
