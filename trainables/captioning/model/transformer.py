@@ -126,13 +126,16 @@ class _Layer(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Multi-head attention whose keys and values can be computed ahead and kept."""
+    """Multi-head attention whose keys and values can be computed ahead and kept.
+
+    Heads may be removed (`compress/prune_units.py`); those that stay are as wide as before.
+    """
 
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.query, self.out = nn.Linear(width, width), nn.Linear(width, width)
         self.key, self.value = nn.Linear(width, width), nn.Linear(width, width)
-        self._heads = heads
+        self.head_width = width // heads  # constant: how many heads there are, the projections' rows say
 
     def keys_and_values(self, x: Tensor) -> Tensor:
         """[B, 2, h, N, d] of x [B, N, D]."""
@@ -145,4 +148,4 @@ class _Attention(nn.Module):
         return self.out(found.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self._heads, -1)).transpose(1, 2)  # [B, h, N, d]
+        return x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)  # [B, h, N, d]

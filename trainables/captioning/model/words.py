@@ -25,11 +25,12 @@ class TiedEmbedding(nn.Embedding):
     def __init__(self, vocabulary_size: int, width: int):
         super().__init__(vocabulary_size, width)
         nn.init.normal_(self.weight, std=width**-0.5)
+        self.factor = width**0.5  # stays when units are removed, and with it what the others say
         self.bias = nn.Parameter(torch.zeros(vocabulary_size))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[..., E] for int64 [...]."""
-        return super().forward(tokens) * self.embedding_dim**0.5
+        return super().forward(tokens) * self.factor
 
     def logits(self, x: Tensor) -> Tensor:
         """[..., V] of x [..., E]."""
