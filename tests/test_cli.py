@@ -20,7 +20,7 @@ from tuning.experiment_file import ExperimentError
 from tuning.plan import expected_epochs, grid_size
 from tuning.query import QueryError, where
 from tuning.results import ResultsWriter, load
-from tuning.runner import ExportFailed
+from tuning.runner import ExportFailed, GivenUp
 from tuning.storage import write_description
 from tuning.summaries import experiment_state
 
@@ -101,7 +101,8 @@ def runner(monkeypatch):
             raise fake.error
         return record(experiment, fake.events, listeners)
 
-    monkeypatch.setitem(sys.modules, "tuning.runner", SimpleNamespace(run=run, ExportFailed=ExportFailed))
+    names = {"run": run, "ExportFailed": ExportFailed, "GivenUp": GivenUp}
+    monkeypatch.setitem(sys.modules, "tuning.runner", SimpleNamespace(**names))
     return fake
 
 
@@ -174,6 +175,13 @@ def test_a_failed_export_shows_what_was_found_and_fails(captune, runner, birds):
     output = said(captune("run", "birds.yaml"), 1)
     assert "trial 00001 (completed, epoch 2 of 2)" in output
     assert "the run is done, but ...; --resume tries again" in output
+
+
+def test_a_run_whose_first_trials_all_went_wrong_fails_with_the_last_reason(captune, runner, birds):
+    runner.error = GivenUp("all of the first 10 trials went wrong; the last, 00009: no words.txt")
+    output = said(captune("run", "birds.yaml"), 1)
+    assert "the first 10 trials went wrong; the last, 00009: no words.txt" in output
+    assert "captune results birds --columns all" in output and "--resume tries one more" in output
 
 
 def test_a_bug_is_not_hidden_as_a_mistake(captune, runner):

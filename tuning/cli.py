@@ -118,7 +118,7 @@ def run(file: str, resume: bool, overrides: tuple[str, ...], storage: str | None
     from tuning.experiment import Experiment
     from tuning.progress import Progress
     from tuning.results import load
-    from tuning.runner import ExportFailed
+    from tuning.runner import ExportFailed, GivenUp
     from tuning.runner import run as run_experiment
 
     experiment = Experiment.load(file, _with_storage(overrides, storage))
@@ -136,6 +136,10 @@ def run(file: str, resume: bool, overrides: tuple[str, ...], storage: str | None
         progress.close()
         _show_outcome(load(experiment.folder))
         raise WorkFailed(f"{error}; --resume tries again") from error
+    except GivenUp as error:
+        progress.close()
+        details = f"captune results {experiment.name} --columns all"
+        raise WorkFailed(f"{error}\nAll of them: {details}. --resume tries one more.") from error
     finally:
         progress.close()
     _show_outcome(results)

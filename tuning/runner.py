@@ -57,6 +57,10 @@ class ExportFailed(RuntimeError):
     """The best trial could not be turned into what ships; resuming the run tries again."""
 
 
+class GivenUp(RuntimeError):
+    """All of the first trials went wrong; resuming the run tries another."""
+
+
 def run(
     experiment: Experiment,
     *,
@@ -75,6 +79,7 @@ def run(
     Raises:
         ExperimentExists: there are results and `resume` is False.
         ExportFailed: all is done and in the tables, but `best/` could not be made.
+        GivenUp: all of the first trials went wrong; they are in the tables, with the budget not spent.
         ExperimentBusy: another process is at it.
         ExperimentError: the cluster cannot hold one gang, or the experiment to resume was another.
         trainables.trial.SettingsError: the data cannot be used.
@@ -107,7 +112,10 @@ def run(
             search.replay(*history(experiment, writer.ledger))
         with _scratch_folder(folder) as scratch, _sigterm_as_ctrl_c():
             _drive(experiment, search, plan, folder, scratch)
+        given_up = search.given_up
         search.close()
+    if given_up:
+        raise GivenUp(given_up)
     results = load(folder)
     _export_best(experiment, results)
     return results

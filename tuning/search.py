@@ -40,6 +40,7 @@ from tuning.budget import BudgetGuard
 from tuning.comparison import WENT_WRONG
 from tuning.events import FINAL_STATES, EpochReported, Event, Listener, TrialEnded, TrialStarted, TrialState
 from tuning.experiment import Experiment, ExperimentError
+from tuning.false_start import FalseStart
 from tuning.ranking import Standing, dominated
 from tuning.scheduler import Decision, Scheduler
 from tuning.searcher import Searcher
@@ -115,6 +116,7 @@ class Search:
         self._leader: str | None = None
         self._front: list[Standing] = []
         self._gained = False  # a better best since the last trial left its gang
+        self._false_start = FalseStart()
 
     # What a driver calls.
 
@@ -201,6 +203,12 @@ class Search:
             self._next = self._choose()
         return self._next is None or self._budget.exhausted
 
+    @property
+    def given_up(self) -> str:
+        """Why no new trial starts any more, though the budget has room: all went wrong. Else empty."""
+        suspected = self._false_start.suspected(trial.epoch for trial in self._trials.values())
+        return str(self._false_start) if suspected and self._budget.may_start else ""
+
     def close(self) -> None:
         """Tell the study which trials are left paused; to be called when the search is finished."""
         for trial_id in self._trials:
@@ -244,6 +252,7 @@ class Search:
         for trial_id in configs:
             decision = decisions.get(trial_id, Decision("continue"))
             self._settle(self._trials[trial_id], states.get(trial_id), decision)
+        self._false_start.resumed()
 
     def _as_reported(self, row: Mapping[str, Any]) -> Mapping[str, float]:
         """The figures of an epoch of the table, where NaN is an empty cell."""
@@ -257,12 +266,16 @@ class Search:
         if state in FINAL_STATES:
             if state in WENT_WRONG:
                 self._budget.count_epoch(0.0, 0.0)
+                self._false_start.went_wrong(trial.trial_id, trial.epoch, "in an earlier run")
+            else:
+                self._false_start.worked()
             self._close_trial(trial, state)  # the study may have missed it
         elif over:
             if state is None:
                 self._tell(self._started(trial))
             self._carry_out(trial, decision)
         elif decision.action == "pause":
+            self._false_start.worked()
             if state != "paused":
                 self._tell(self._started(trial))
                 self._tell(self._paused(trial, decision.reason))
@@ -286,7 +299,7 @@ class Search:
         return self._new_trial() or self._unfinished_best()
 
     def _new_trial(self) -> Trial | None:
-        if not self._budget.may_start:
+        if not self._budget.may_start or self.given_up:
             return None
         suggestion = self._searcher.suggest()
         if suggestion is None:
@@ -345,6 +358,7 @@ class Search:
         elif decision.action == "stop":
             self._end(trial, "stopped", decision.reason)
         elif decision.action == "pause" and trial.trial_id not in self._to_the_end:
+            self._false_start.worked()
             self._leave(trial)
             self._tell(self._paused(trial, decision.reason))
         elif self._budget.exhausted:
@@ -383,6 +397,10 @@ class Search:
 
     def _end(self, trial: Trial, state: TrialState, reason: str, error: str = "") -> None:
         self._leave(trial)
+        if state in WENT_WRONG:
+            self._false_start.went_wrong(trial.trial_id, trial.epoch, reason)
+        else:
+            self._false_start.worked()
         self._close_trial(trial, state)
         self._tell(
             TrialEnded(trial_id=trial.trial_id, state=state, reason=reason, at=self._now(), error=error)
