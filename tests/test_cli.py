@@ -216,6 +216,8 @@ TWO = {
 
 
 def test_check_tells_starting_points_sources_budgets_and_references(captune, tmp_path):
+    swans = record(Experiment.from_dict(SPEC | {"name": "swans"}), TRIALS)
+    swans.trials.to_parquet(tmp_path / "t.parquet")
     spec = SPEC | TWO
     spec["search"] = {
         "start": [{"learning_rate": 0.1}, {"learning_rate": 0.2}],
@@ -231,6 +233,8 @@ def test_check_tells_starting_points_sources_budgets_and_references(captune, tmp
         "auto, a model of",
         "starts with 2 configurations of the file",
         "learns from swans, t.parquet",
+        "from swans: 4 of 4 trials; learning_rate matched",
+        "from t.parquet: 4 of 4 trials; learning_rate matched",
         "the others end there (asha_stopping)",
         "90 epochs in all, 2 worker-hours, 5 in money, at 2.5 per worker-hour, "
         "until 7 trials in a row bring nothing better",
@@ -240,6 +244,24 @@ def test_check_tells_starting_points_sources_budgets_and_references(captune, tmp
         words = ("check", "birds.yaml", "--set", f"scheduler.algorithm={algorithm}")
         promoting = " ".join(said(captune(*words), 0).split())
         assert f"the others pause and may go on later ({algorithm})" in promoting
+
+
+@pytest.mark.parametrize(
+    ("sources", "told"),
+    [
+        ("[birrds]", "search.from: 'birrds': no experiment 'birrds' in storage 'captune-results'"),
+        ("[gone.parquet]", "search.from: 'gone.parquet': gone.parquet is not a readable Parquet table"),
+        ("[birds.yaml]", "search.from: 'birds.yaml': no experiment"),
+        ("[others]", "search.from: 'others': its trials reported no 'cider', which is an objective here"),
+    ],
+)
+def test_check_refuses_sources_as_the_run_would(captune, birds, sources, told):
+    other = trial(0, 0.1, [0.1])
+    events = [replace(e, metrics={"bleu4": 0.1}) if isinstance(e, EpochReported) else e for e in other]
+    objectives = [{"metric": "bleu4", "mode": "max"}]
+    record(Experiment.from_dict(SPEC | {"name": "others", "objectives": objectives}), events)
+    words = ("birds.yaml", "--set", "name=eagles", "--set", f"search.from={sources}")
+    assert told in said(captune("check", *words), 2)
 
 
 def test_a_grid_is_told_with_its_size(captune, tmp_path):

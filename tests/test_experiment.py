@@ -141,6 +141,11 @@ storage: s3://bucket/results
         ("search: {from: [' ']}", ":12: search.from: names an experiment, a folder or a .parquet table"),
         ("search: {from: ['s3://a/b']}", ":12: search.from: only folders and files"),
         ("search: {from: [mine]}", ":12: search.from.0: got 'mine': is this experiment itself"),
+        (
+            "search: {from: [birds], algorithm: sobol}",
+            ":12: search.from: `search.algorithm: sobol` learns nothing from earlier experiments; "
+            "leave it out, or take auto, tpe, gp",
+        ),
         ("search: {from_: [birds]}", ":12: search.from_: unknown key; did you mean 'from'?"),
         ("trainable: captionin", ":2: trainable: 'captionin' is neither shipped"),
         ("model: {decoder: rnn}", ":4: model.decoder: got 'rnn': there are gru, transformer"),

@@ -1,12 +1,17 @@
 """What a new experiment takes from earlier ones: configurations, results, and what it says about them."""
 
 import math
+import typing
 
 import pandas as pd
 import pytest
 from recorded import describe, record
 
+from tuning.experiment import Search
 from tuning.experiment_file import ExperimentError
+from tuning.proposers import Observed
+from tuning.ranking import Standing
+from tuning.strategies import make_proposer
 from tuning.warm_start import earlier_trials
 
 RATE = {"learning_rate": {"float": [1e-4, 1e-1], "log": True}}
@@ -161,3 +166,26 @@ def test_a_source_that_cannot_be_used_is_refused_with_the_reason(tmp_path, sourc
     with pytest.raises(ExperimentError, match=r"search\.from: ") as refused:
         start(tmp_path, source.replace("SELF", str(own.folder)), **changes)
     assert told in str(refused.value)
+
+
+@pytest.mark.parametrize("algorithm", typing.get_args(Search.model_fields["algorithm"].annotation))
+def test_sources_are_taken_by_those_algorithms_that_propose_otherwise_with_them(tmp_path, algorithm):
+    objectives = [{"metric": name, "mode": "min"} for name in ("loss", "size")]
+    changes = {
+        "search_space": {name: {"float": [0.0, 1.0], "step": 0.02} for name in ("x", "y")},
+        "objectives": objectives if algorithm == "nsga2" else objectives[:1],
+    }
+    described = describe(tmp_path, search={"algorithm": algorithm}, **changes)
+    losses = len(described.objectives)
+    earlier = [
+        Observed({"x": n / 50, "y": n / 50}, {9: Standing((n / 50,) * losses, 0.0)}, over=True)
+        for n in range(40)
+    ]
+    plain, shown = (make_proposer(described, trials) for trials in ((), earlier))
+    learns = any(plain.propose(n, []) != shown.propose(n, []) for n in range(3))
+    try:
+        describe(tmp_path, search={"algorithm": algorithm, "from": ["earlier"]}, **changes)
+        accepted = True
+    except ExperimentError:
+        accepted = False
+    assert learns == accepted

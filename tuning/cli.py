@@ -152,7 +152,7 @@ def run(file: str, resume: bool, overrides: tuple[str, ...], storage: str | None
 def check(file: str, overrides: tuple[str, ...], storage: str | None) -> None:
     """Validate FILE and show what a run of it would be. Starts nothing.
 
-    Gangs are sized for this machine.
+    Gangs are sized for this machine. Of `search.from`, it tells what the searcher would learn.
 
     \b
     Examples:
@@ -163,11 +163,15 @@ def check(file: str, overrides: tuple[str, ...], storage: str | None) -> None:
 
     from tuning.experiment import Experiment
     from tuning.plan import plan_table
+    from tuning.warm_start import earlier_trials
 
     experiment = Experiment.load(file, _with_storage(overrides, storage))
     machine = _this_machine()
+    _, learnt_from = earlier_trials(experiment, experiment.storage)
     plan = experiment.plan_resources(machine)
     Console().print(plan_table(experiment, plan, machine))
+    for line in learnt_from:
+        click.echo(line)
     click.echo(f"{file}: fine")
 
 

@@ -18,6 +18,8 @@ Problem = tuple[tuple[str | int, ...], str]
 #: Algorithms that model exactly one objective, and those that need several.
 _ONE_OBJECTIVE = frozenset({"gp", "cmaes"})
 _SEVERAL_OBJECTIVES = frozenset({"nsga2"})
+#: Algorithms that `tuning/strategies.py` shows the trials of earlier experiments.
+_LEARNS_FROM_EARLIER = ("auto", "tpe", "gp")
 
 
 class Contradictions(ValueError):
@@ -45,7 +47,7 @@ def refuse_contradictions(experiment: Experiment) -> None:
             for index, config in enumerate(experiment.search.start)
             for problem in _start(config, experiment.space, ("search", "start", index))
         ),
-        *_self_reference(experiment),
+        *_sources(experiment),
     ]
     if problems:
         raise Contradictions(problems)
@@ -98,8 +100,12 @@ def _start(config: Mapping[str, Any], space: Space, place: tuple[str | int, ...]
                 yield (*place, name), f"applies only where {parent!r} is {wanted}, which {found} here"
 
 
-def _self_reference(experiment: Experiment) -> Iterator[Problem]:
-    for index, source in enumerate(experiment.search.from_):
+def _sources(experiment: Experiment) -> Iterator[Problem]:
+    search = experiment.search
+    if search.from_ and search.algorithm not in _LEARNS_FROM_EARLIER:
+        rule = f"`search.algorithm: {search.algorithm}` learns nothing from earlier experiments"
+        yield ("search", "from"), f"{rule}; leave it out, or take {', '.join(_LEARNS_FROM_EARLIER)}"
+    for index, source in enumerate(search.from_):
         if source in (experiment.name, str(experiment.folder)):
             rule = f"got {source!r}: is this experiment itself; --resume goes on with it, `from` takes others"
             yield ("search", "from", index), rule
