@@ -507,3 +507,33 @@ def test_a_trainable_that_is_none_is_refused_with_its_line(
         Experiment.load(path)
     (problem,) = refusal.value.problems
     assert re.search(r":\d+: trainable: ", problem) and message in problem
+
+
+def test_the_section_compression(write):
+    joint = Experiment.load(write())
+    assert joint.compression.search == "joint"
+    assert Experiment.from_dict(joint.to_dict()) == joint
+    tree = joint.to_dict()
+    children = Experiment.from_dict(tree | {"compression": {"search": "children", "methods": ["int8"]}})
+    assert (children.compression.methods, children.compression.epochs) == (("int8",), 3)
+    assert problems(write(), "compression.parents=3") == [
+        "--set compression.parents=3: compression.parents: is for `search: children`, but `search` is 'joint'"
+    ]
+    for wrong, rule in {
+        "methods=[int8, int8]": "'int8' is there twice; keep one",
+        "ratios=[1.5]": "compression.ratios.0: got 1.5: should be less than 1",
+        "ratios=[]": "should have at least 1 item",
+        "epochs=-1": "got -1: should be greater than or equal to 0",
+    }.items():
+        (problem,) = problems(write(), "compression.search=children", f"compression.{wrong}")
+        assert rule in problem
+
+
+def test_children_are_refused_where_the_trainable_cannot_have_them(write):
+    (problem,) = problems(write(), "compression.search=children")
+    assert problem.endswith("got 'children': the trainable 'own_stub:Stub' has no `variants`, use joint")
+    import own_stub
+
+    own_stub.Stub.variants = None
+    (problem,) = problems(write(), "compression.search=children", "compression.methods=[int9]")
+    assert problem.endswith("compression.methods: is unknown; try learning_rate"), "its own check is asked"

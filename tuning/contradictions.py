@@ -42,6 +42,7 @@ def refuse_contradictions(experiment: Experiment) -> None:
     problems = [
         *_algorithm_and_objectives(experiment),
         *_grid(experiment),
+        *_front(experiment),
         *(
             problem
             for index, config in enumerate(experiment.search.start)
@@ -80,6 +81,11 @@ def _grid(experiment: Experiment) -> Iterator[Problem]:
             step = f"{(domain.high - domain.low) / 4:g}"
             remedy = f"add one, as in {{float: [{domain.low:g}, {domain.high:g}], step: {step}}}"
         yield ("search_space", name), f"`search.algorithm: grid` needs a `step` for every float; {remedy}"
+
+
+def _front(experiment: Experiment) -> Iterator[Problem]:
+    if experiment.scheduler.algorithm == "front" and experiment.budget.trials is None:
+        yield ("scheduler", "algorithm"), "got 'front': needs `budget.trials`, the trials that it waits for"
 
 
 def _start(config: Mapping[str, Any], space: Space, place: tuple[str | int, ...]) -> Iterator[Problem]:

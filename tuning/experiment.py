@@ -118,7 +118,7 @@ class Search(_Strict):
 class Scheduler(_Strict):
     """Which trials go on, and how far."""
 
-    algorithm: Literal["auto", "asha", "asha_stopping", "none"] = "auto"
+    algorithm: Literal["auto", "asha", "asha_stopping", "front", "none"] = "auto"
     """`auto`: the model of `search.algorithm: auto` promotes, too; beside another searcher, and with a budget
     of trials, it is `asha`."""
     min_epochs: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
@@ -147,7 +147,7 @@ class Scheduler(_Strict):
         while self.algorithm != "none" and epoch < self.max_epochs:
             rungs.append(epoch)
             epoch *= self.reduction_factor
-        return tuple(rungs)
+        return tuple(rungs[:1] if self.algorithm == "front" else rungs)
 
     def full_epochs(self) -> frozenset[int]:
         """Epochs after which a trial is evaluated in full: at every rung and at its end."""
@@ -228,6 +228,53 @@ class Training(_Strict):
         raise ValueError("must be 'auto' or a whole number from 1")
 
 
+class Compression(_Strict):
+    """How trained models are made smaller: within the search, or after it."""
+
+    search: Literal["joint", "children"] = "joint"
+    """`joint`: `compression.*` are hyperparameters like any other. `children`: when the search is over, its
+    best trials are compressed in many ways, and fine-tuned where that pays. The other keys are for it."""
+    parents: Annotated[int, Field(ge=1)] = 2
+    """The best so many finished trials are compressed."""
+    methods: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = (
+        "none",
+        "fp16",
+        "int8",
+        "int4",
+        "prune+int8",
+        "low_rank+int8",
+        "distil+int8",
+    )
+    """Ways to compress each of them; `none` is the parent as it is, for comparison."""
+    ratios: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict=False, min_length=1)] = (
+        0.5,
+        0.75,
+        0.9,
+    )
+    """Shares of the bytes to remove, each with every method that can choose."""
+    epochs: Annotated[int, Field(ge=0)] = 3
+    """Fine-tuning epochs of a variant that no other beats once all are compressed and evaluated."""
+
+    @field_validator("methods", "ratios")
+    @classmethod
+    def _different(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        for index, value in enumerate(values):
+            if value in values[:index]:
+                raise ValueError(f"{value!r} is there twice; keep one")
+        return values
+
+    @model_validator(mode="after")
+    def _of_children(self) -> Compression:
+        if self.search == "joint":
+            given = {
+                name for name, key in type(self).model_fields.items() if getattr(self, name) != key.default
+            }
+            if given:
+                rule = "is for `search: children`, but `search` is 'joint'"
+                raise Contradictions([((name,), rule) for name in sorted(given)])
+        return self
+
+
 class Experiment(_Strict):
     """Everything that a run depends on. Build it with `load` (a file) or `from_dict`."""
 
@@ -249,6 +296,7 @@ class Experiment(_Strict):
     scheduler: Scheduler = Scheduler()
     budget: Budget
     training: Training = Training()
+    compression: Compression = Compression()
     storage: str = "captune-results"
     """Folder under which the experiment's own folder lies, relative to where the command runs."""
 
@@ -302,14 +350,21 @@ class Experiment(_Strict):
         Raises:
             ExperimentError: it does not exist or refuses something.
         """
-        searched = {name: domain.examples() for name, domain in self.space.items()}
+        searched: dict[str, list[Any]] = {name: domain.examples() for name, domain in self.space.items()}
+        children = self.compression.search == "children"
+        if children:  # a child's configuration is its parent's with these
+            for name, key in (("compression.method", "methods"), ("compression.ratio", "ratios")):
+                searched[name] = [*searched.get(name, []), *getattr(self.compression, key)]
         try:
             trainable = resolve_trainable(self.trainable)
+            if children and not hasattr(trainable, "variants"):
+                rule = f"got 'children': the trainable {self.trainable!r} has no `variants`, use joint"
+                raise SettingsError(("compression", "search"), rule)
             check = getattr(trainable, "check", None)
             if check is not None:
                 check(self.data, self.model, searched)
         except SettingsError as error:
-            raise ExperimentError([self._source.problem(error.path, error.message)]) from error
+            raise ExperimentError([self._source.problem(self._place(error.path), error.message)]) from error
 
     def plan_resources(self, cluster_resources: Mapping[str, float]) -> GangPlan:
         """The gangs that run this experiment on a cluster that has `cluster_resources` (Ray's names).
@@ -321,6 +376,13 @@ class Experiment(_Strict):
             return plan_gangs(self.training, self.budget.trials, cluster_resources)
         except SettingsError as error:
             raise ExperimentError([self._source.problem(error.path, error.message)]) from error
+
+    def _place(self, path: tuple[str, ...]) -> tuple[str, ...]:
+        """Where a searched name stands that is not in the search space: in the section `compression`."""
+        keys = {"compression.method": "methods", "compression.ratio": "ratios"}
+        if path[0] == "search_space" and path[-1] in keys and path[-1] not in self.search_space:
+            return ("compression", keys[path[-1]])
+        return path
 
     @classmethod
     def _build(cls, tree: Mapping[str, Any], source: Source) -> Experiment:

@@ -51,6 +51,12 @@ def plan_table(experiment: Experiment, plan: GangPlan, machine: Mapping[str, flo
     table.add_row("gangs", f"{plan.gangs} of {count(plan.workers, 'worker')} with {each} each (here: {has})")
     table.add_row("rungs", _rungs_text(experiment.scheduler))
     table.add_row("budget", _budget_text(experiment))
+    compression = experiment.compression
+    if compression.search == "children":
+        ways = f"{', '.join(compression.methods)}, ratios {', '.join(map(number, compression.ratios))}"
+        tuned = f"the front fine-tuned for {count(compression.epochs, 'epoch')}"
+        parents = f"the best {count(compression.parents, 'trial')}"
+        table.add_row("afterwards", f"{parents} compressed: {ways}; {tuned}")
     return table
 
 
@@ -105,6 +111,10 @@ def _rungs_text(scheduler: Scheduler) -> str:
     rungs = ", ".join(map(str, scheduler.rungs()))
     if not rungs:
         return f"none: every trial runs its {count(scheduler.max_epochs, 'epoch')}"
+    if scheduler.algorithm == "front":
+        return (
+            f"after epoch {rungs}; once all came, those that no other beats go on to {scheduler.max_epochs}"
+        )
     others = "end there" if scheduler.algorithm == "asha_stopping" else "pause and may go on later"
     passing = f"the best go on, at most to {scheduler.max_epochs}; the others {others}"
     return f"after epoch {rungs}; {passing} ({scheduler.algorithm})"

@@ -111,6 +111,17 @@ class Grid:
         return next(map(Proposal, left), None)
 
 
+class Replayed:
+    """Proposes given configurations, one by one."""
+
+    def __init__(self, configs: Sequence[Mapping[str, Any]]):
+        self._configs = configs
+
+    def propose(self, number: int, observed: Sequence[Observed]) -> Proposal | None:
+        """The configuration of this number; None after the last."""
+        return Proposal(dict(self._configs[number])) if number < len(self._configs) else None
+
+
 class Modelled:
     """A sampler of Optuna, shown the results of the highest rung that has enough of them as a study of its
     own (Falkner et al. 2018, BOHB): no trial is compared with another that trained for longer.

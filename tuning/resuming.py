@@ -14,7 +14,7 @@ from tuning.schema import figure_column
 from tuning.storage import UnreadableResults
 
 #: What decides how long and on what a run works, not what its figures mean.
-MAY_CHANGE = frozenset({"budget", "storage", "training"})
+MAY_CHANGE = frozenset({"budget", "compression", "storage", "training"})
 #: The exception within these sections: its figures differ.
 MUST_STAY = frozenset({"training.precision"})
 

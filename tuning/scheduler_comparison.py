@@ -20,7 +20,7 @@ from tuning.configurations import in_domain
 from tuning.curve_tables import CurveTable
 from tuning.experiment import Experiment, Scheduler
 from tuning.experiment_file import ExperimentError
-from tuning.proposers import Observed, Proposal
+from tuning.proposers import Replayed
 from tuning.results import Results
 from tuning.schema import FLOAT, INT, STRING, to_frame
 from tuning.simulated_outcome import Outcome
@@ -61,17 +61,6 @@ class Curves(Protocol):
 
     def close(self) -> None:
         """Let go of everything."""
-
-
-class Replayed:
-    """Proposes given configurations, one by one."""
-
-    def __init__(self, configs: Sequence[Mapping[str, Any]]):
-        self._configs = configs
-
-    def propose(self, number: int, observed: Sequence[Observed]) -> Proposal | None:
-        """The configuration of this number; None after the last."""
-        return Proposal(dict(self._configs[number])) if number < len(self._configs) else None
 
 
 def compare(
@@ -136,9 +125,14 @@ def compare(
 
 
 def fitting(experiment: Experiment, *, replay: bool) -> list[str]:
-    """The schedulers that differ here: `auto` is one only beside the searcher that it is part of."""
-    part_of_searcher = experiment.search.algorithm == "auto" and not replay
-    return [name for name in SCHEDULERS if name != "auto" or part_of_searcher]
+    """The schedulers that differ here: `auto` is one only beside the searcher that it is part of, `front`
+    where there are several objectives and a number of trials to wait for."""
+    out = set()
+    if experiment.search.algorithm != "auto" or replay:
+        out.add("auto")
+    if len(experiment.objectives) == 1 or (experiment.budget.trials is None and not replay):
+        out.add("front")
+    return [name for name in SCHEDULERS if name not in out]
 
 
 def ran_under(earlier: Results) -> str:

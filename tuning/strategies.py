@@ -10,6 +10,8 @@ from pathlib import Path
 
 from tuning.auto import Auto
 from tuning.experiment import Experiment
+from tuning.front_scheduler import FrontScheduler
+from tuning.plan import grid_size
 from tuning.proposers import CmaEs, Grid, Modelled, Nsga2, Observed, Proposer, Random, Sobol, make_sampler
 from tuning.scheduler import PromotingAsha, Scheduler, StoppingAsha
 from tuning.searcher import Searcher
@@ -49,7 +51,12 @@ def open_strategy(
 
 def make_scheduler(experiment: Experiment) -> Scheduler:
     """The scheduler alone; `auto` where the model does not decide is ASHA, `none` is one without rungs."""
-    settings = experiment.scheduler
+    settings, trials = experiment.scheduler, experiment.budget.trials
+    if settings.algorithm == "front":
+        assert trials is not None
+        if experiment.search.algorithm == "grid":
+            trials = min(trials, grid_size(experiment.space))
+        return FrontScheduler(rung=min(settings.rungs(), default=None), expected=trials)
     kind = PromotingAsha if settings.algorithm in ("auto", "asha") else StoppingAsha
     return kind(rungs=settings.rungs(), reduction_factor=settings.reduction_factor)
 
