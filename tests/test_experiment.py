@@ -522,7 +522,7 @@ def test_the_section_compression(write):
     for wrong, rule in {
         "methods=[int8, int8]": "'int8' is there twice; keep one",
         "ratios=[1.5]": "compression.ratios.0: got 1.5: should be less than 1",
-        "ratios=[]": "should have at least 1 item",
+        "ratios=[]": "compression.ratios: needs at least one",
         "epochs=-1": "got -1: should be greater than or equal to 0",
     }.items():
         (problem,) = problems(write(), "compression.search=children", f"compression.{wrong}")

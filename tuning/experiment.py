@@ -236,7 +236,7 @@ class Compression(_Strict):
     best trials are compressed in many ways, and fine-tuned where that pays. The other keys are for it."""
     parents: Annotated[int, Field(ge=1)] = 2
     """The best so many finished trials are compressed."""
-    methods: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = (
+    methods: Annotated[tuple[str, ...], Field(strict=False)] = (
         "none",
         "fp16",
         "int8",
@@ -246,7 +246,7 @@ class Compression(_Strict):
         "distil+int8",
     )
     """Ways to compress each of them; `none` is the parent as it is, for comparison."""
-    ratios: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict=False, min_length=1)] = (
+    ratios: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict=False)] = (
         0.5,
         0.75,
         0.9,
@@ -258,6 +258,8 @@ class Compression(_Strict):
     @field_validator("methods", "ratios")
     @classmethod
     def _different(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not values:
+            raise ValueError("needs at least one")
         for index, value in enumerate(values):
             if value in values[:index]:
                 raise ValueError(f"{value!r} is there twice; keep one")
