@@ -92,8 +92,8 @@ class Search(_Strict):
     start: Annotated[tuple[dict[str, Any], ...], Field(strict=False)] = ()
     """Configurations that run first, by hyperparameter name; names left out are drawn by the searcher."""
     from_: Annotated[tuple[str, ...], Field(strict=False, alias="from")] = ()
-    """Earlier experiments whose trials the searcher (`auto`, `tpe` or `gp`) learns from: a name in `storage`, a
-    folder, or a table of trials that ends in `.parquet`."""
+    """Earlier experiments whose trials the searcher (`auto`, `tpe` or `gp`) learns from: a name in `storage`,
+    a folder, or a table of trials that ends in `.parquet`."""
 
     @field_validator("start", mode="before")
     @classmethod
