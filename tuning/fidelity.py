@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 #: Trials below which a rank correlation says nothing: of three, one in six random orders is perfect.
 MIN_TRIALS = 4
-#: A correlation below this one is worth a warning,
+#: A true correlation below this one is worth a warning. It is given where even the upper end of the 95 %
+#: interval of the one that was found is below: at a true `LOW` once in fifty times, however few the trials.
+#: Where only the best third of a rung went on and all its trials correlate at 0.7, once in a hundred with 8.
 LOW = 0.3
-#: where at least so many trials speak. It remains a hint: where the best third of a rung goes on and the
-#: figures of all its trials correlate at 0.7, eight fall below `LOW` in one case of three; at 0.9, of eleven.
-WARNING_TRIALS = 8
+#: Trials below which the interval is not worth its name.
+WARNING_TRIALS = 5
 
 _DTYPES = {"epoch": INT, "objective": STRING, "correlation": FLOAT, "trials": INT}
 
@@ -77,16 +78,27 @@ def in_short(table: pd.DataFrame) -> str:
 
 
 def in_full(table: pd.DataFrame) -> list[str]:
-    """What `agreement` found as lines, with an advice where a correlation is low; none if nothing."""
+    """What `agreement` found as lines, with an advice where a correlation is surely low; none if nothing."""
     lines, misleading = [], 0
     for row, by in _known(table):
         told = f"trials rank as at the end at {row.correlation:z.2f}{by}"
         lines.append(f"after epoch {row.epoch}, {told} ({row.trials} trials)")
-        if row.correlation < LOW and row.trials >= WARNING_TRIALS:
+        if row.trials >= WARNING_TRIALS and upper_end(row.correlation, row.trials) < LOW:
             misleading = max(misleading, row.epoch)
     if misleading:
         lines.append(f"early epochs may mislead here: raise scheduler.min_epochs above {misleading}")
     return lines
+
+
+def upper_end(correlation: float, trials: int) -> float:
+    """Upper end of the 95 % interval of Spearman's correlation of so many trials, by Fisher's z.
+
+    Its variance is 1.06 / (trials - 3) (Fieller, Hartley & Pearson 1957, "Tests for rank correlation
+    coefficients. I"); `trials` is at least 4.
+    """
+    if abs(correlation) >= 1:  # z is infinite there
+        return correlation
+    return math.tanh(math.atanh(correlation) + 1.96 * math.sqrt(1.06 / (trials - 3)))
 
 
 def _correlation(early: Sequence[float], late: Sequence[float]) -> float | None:
