@@ -21,7 +21,7 @@ from tuning.plan import expected_epochs, grid_size
 from tuning.query import QueryError, where
 from tuning.results import ResultsWriter, load
 from tuning.runner import ExportFailed, GivenUp
-from tuning.storage import write_description
+from tuning.storage import write_description, write_end
 from tuning.summaries import experiment_state
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -488,6 +488,21 @@ def test_a_run_whose_trials_wait_at_rungs_is_finished_once_its_budget_is_used_up
     events.insert(-1, replace(events[-2], epoch=3, checkpoint="checkpoints/00002/0003"))
     found = record(Experiment.from_dict(SPEC | {"name": "waiting", "budget": budget}), events)
     assert len(found.epochs) == 6 and experiment_state(found) == state
+
+
+@pytest.mark.parametrize(
+    ("plateau", "noted", "state"), [(2, 2, "finished"), (3, 2, "unfinished"), (2, None, "unfinished")]
+)
+def test_a_run_that_ended_by_its_plateau_is_finished(captune, plateau, noted, state):
+    """Its trials wait at their rungs as in any other run: only what the run noted at its end tells."""
+    budget = {"trials": 100, "plateau": plateau}
+    spec = Experiment.from_dict(SPEC | {"name": "flat", "budget": budget})
+    found = record(spec, [*trial(0, 0.1, [0.9]), *paused(1, WAITS), *paused(2, WAITS)])
+    if noted is not None:
+        write_end(found.folder, without_gain=noted)
+    assert experiment_state(found) == state
+    write_description(spec, command=["captune"])  # resumed, and killed
+    assert experiment_state(found) == "unfinished"
 
 
 def test_list_goes_on_after_one_that_cannot_be_read(captune, birds):

@@ -167,6 +167,21 @@ def test_killed_workers_and_actors_cost_at_most_an_epoch(cluster, tmp_path):
     assert results.epochs[figures].equals(run(calm).epochs[figures])
 
 
+def test_a_run_that_ended_by_its_plateau_is_finished(cluster, tmp_path):
+    from tuning.summaries import experiment_state
+
+    flat = experiment(
+        tmp_path,
+        search_space={"noise": {"choice": [0.0]}},
+        scheduler={"max_epochs": 1},
+        budget={"trials": 60, "plateau": 3},
+    )
+    results = run(flat)
+    assert len(results.trials) < 10
+    assert experiment_state(results) == "finished"
+    assert len(run(flat, resume=True).trials) == len(results.trials), "and a resumed one does nothing"
+
+
 def test_a_second_run_of_the_same_name_is_refused(cluster, tmp_path):
     from tuning.runner import ExperimentExists
 

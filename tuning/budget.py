@@ -30,6 +30,7 @@ class BudgetGuard:
         *,
         workers: int = 1,
         gangs: int = 1,
+        without_gain: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ):
         """Start the clock.
@@ -38,6 +39,7 @@ class BudgetGuard:
             limits: the experiment's `budget` section; a limit that is None never ends anything.
             workers: workers of one gang.
             gangs: trials that run at the same time.
+            without_gain: trials in a row that brought nothing better so far.
             clock: seconds from any origin, never going back.
         """
         self._limits = limits
@@ -45,12 +47,13 @@ class BudgetGuard:
         self._clock = clock
         self._began = clock()
         self._started = 0
-        self._without_gain = 0
         self._seconds = 0.0
         self.epochs = 0
         """Epochs counted."""
         self.worker_s = 0.0
         """Seconds of work in them, summed over workers."""
+        self.without_gain = without_gain
+        """Trials in a row, up to now, that brought nothing better."""
 
     def count_trial(self) -> None:
         """A trial was started, now or in an earlier run."""
@@ -69,7 +72,7 @@ class BudgetGuard:
 
     def trial_over(self, improved: bool) -> None:
         """A trial ended or was paused at a rung; `improved`: with a better best, or a larger hypervolume."""
-        self._without_gain = 0 if improved else self._without_gain + 1
+        self.without_gain = 0 if improved else self.without_gain + 1
 
     @property
     def may_start(self) -> bool:
@@ -151,8 +154,8 @@ class BudgetGuard:
             return f"{hours:.4g} worker-hours are spent, the budget has {limits.worker_hours:g}"
         if limits.money is not None and self.cost is not None and self.cost >= limits.money:
             return f"{self.cost:.4g} is spent, the budget's money is {limits.money:g}"
-        if limits.plateau is not None and self._without_gain >= limits.plateau:
-            return f"{self._without_gain} trials in a row brought nothing better, budget.plateau is reached"
+        if limits.plateau is not None and self.without_gain >= limits.plateau:
+            return f"{self.without_gain} trials in a row brought nothing better, budget.plateau is reached"
         return ""
 
     def _worker_s_left(self) -> float:

@@ -30,7 +30,7 @@ from tuning.experiment import Experiment, ExperimentError
 from tuning.results import Results, ResultsWriter, load
 from tuning.resuming import history, refuse_changes
 from tuning.search import Run, Search
-from tuning.storage import write_description
+from tuning.storage import write_description, write_end
 from tuning.strategies import open_strategy
 from tuning.warm_start import earlier_trials
 
@@ -98,11 +98,12 @@ def run(
         writer = ResultsWriter(experiment)
         everyone: list[Listener] = [writer, CheckpointKeeper(folder, writer), *listeners]
         searcher, scheduler = open_strategy(experiment, path=folder / "study.journal", earlier=earlier)
+        budget = BudgetGuard(experiment.budget, workers=plan.workers, gangs=plan.gangs)
         search = Search(
             experiment,
             searcher=searcher,
             scheduler=scheduler,
-            budget=BudgetGuard(experiment.budget, workers=plan.workers, gangs=plan.gangs),
+            budget=budget,
             listeners=everyone,
         )
         for listener in reversed(everyone):  # a stack closes the last first
@@ -114,6 +115,7 @@ def run(
             _drive(experiment, search, plan, folder, scratch)
         given_up = search.given_up
         search.close()
+        write_end(folder, without_gain=budget.without_gain)
     if given_up:
         raise GivenUp(given_up)
     results = load(folder)

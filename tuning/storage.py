@@ -68,7 +68,8 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
 def write_description(experiment: Experiment, *, command: Sequence[str]) -> None:
     """Write `experiment.yaml` (resolved) and `environment.json`, where the run starts or is resumed.
 
-    The first start stays at the top level of `environment.json`; each later one is added to `resumed`.
+    The first start stays at the top level of `environment.json`; each later one is added to `resumed`. What
+    `write_end` noted goes: the run has not ended any more.
     """
     folder = experiment.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,9 +80,29 @@ def write_description(experiment: Experiment, *, command: Sequence[str]) -> None
     try:
         record = json.loads(path.read_text())
         record.setdefault("resumed", []).append(now)
+        record.pop("ended", None)
     except (OSError, ValueError):
         record = now
     _replace(path, lambda file: file.write(json.dumps(record, indent=2).encode()))
+
+
+def write_end(folder: Path, *, without_gain: int) -> None:
+    """Note in `environment.json` that a run came to its end, and what its tables do not tell.
+
+    Args:
+        without_gain: trials in a row, the last ones, that brought nothing better.
+    """
+    path = folder / "environment.json"
+    record = json.loads(path.read_text()) | {"ended": {"without_gain": without_gain}}
+    _replace(path, lambda file: file.write(json.dumps(record, indent=2).encode()))
+
+
+def without_gain_at_end(folder: Path) -> int:
+    """What `write_end` noted; 0 where no run came to its end, or nothing can be read."""
+    try:
+        return int(json.loads((folder / "environment.json").read_text())["ended"]["without_gain"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
 
 
 def _replace(path: Path, write: Callable[[Any], Any]) -> None:

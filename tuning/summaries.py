@@ -19,6 +19,7 @@ from tuning.events import FINAL_STATES
 from tuning.render import STATE_STYLE, cell_text, count, missing, number
 from tuning.results import Results, load
 from tuning.schema import figure_column
+from tuning.storage import without_gain_at_end
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,7 +119,7 @@ def _used_up(found: Results) -> bool:
     paused as well, and only its reason tells the two apart.
     """
     budget, trials = found.experiment.budget, found.trials
-    spent = BudgetGuard(budget, clock=lambda: 0.0)
+    spent = BudgetGuard(budget, without_gain=without_gain_at_end(found.folder), clock=lambda: 0.0)
     for worker_s in found.epochs["worker_s"].astype(float).fillna(0.0):
         spent.count_epoch(worker_s, seconds=0.0)  # durations matter for estimates alone
     if spent.exhausted:
