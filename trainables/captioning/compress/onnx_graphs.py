@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -122,7 +121,8 @@ def _export(
     path: Path,
 ) -> None:
     """One graph into one file: `dynamic` dimensions of the inputs, `names` of inputs and outputs."""
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+    from onnxscript.optimizer import optimize_ir
 
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
@@ -132,11 +132,13 @@ def _export(
             dynamic_shapes=dynamic,
             input_names=names[0],
             output_names=names[1],
+            optimize=False,
             verbose=False,
         )
     assert program is not None
-    # The exporter has transposed a shared layer's matrices once for each of its applications.
-    DeduplicateInitializersPass(size_limit=sys.maxsize)(program.model)
+    # Not by the exporter: it stores a matrix that is used twice (tied, shared) once more, transposed.
+    # Runtimes transpose when they load.
+    optimize_ir(program.model, should_fold=lambda node: False if node.op_type == "Transpose" else None)
     ClearMetadataAndDocStringPass()(program.model)  # stack traces with this machine's paths
     program.model.metadata_props.update({name: str(value) for name, value in metadata.items()})
     program.save(path, external_data=False)
