@@ -376,9 +376,9 @@ def as_tables(events, epoch_events=None):
         if isinstance(event, TrialStarted):
             trials[event.trial_id] = {"trial_id": event.trial_id, "state": "running"}
         elif isinstance(event, TrialEnded):
-            trials[event.trial_id]["state"] = event.state
+            trials[event.trial_id] |= {"state": event.state, "finished_at": event.at}
     epochs = [
-        {"trial_id": e.trial_id, "epoch": e.epoch, "attempt": e.attempt, "metrics": e.metrics}
+        {"trial_id": e.trial_id, "epoch": e.epoch, "attempt": e.attempt, "metrics": e.metrics, "at": e.at}
         for e in (events if epoch_events is None else epoch_events)
         if isinstance(e, EpochReported)
     ]
@@ -404,6 +404,13 @@ def failing(run, epoch):
     return figures(run, epoch)
 
 
+def leader_fails(run, epoch):
+    """The first is the best by far until it fails; the others are better and better."""
+    if run.trial_id == "00000":
+        return figures(run, epoch) | {"score": 99.0} if epoch < 5 else Failure(state="failed", reason="x")
+    return figures(run, epoch) | {"score": float(run.trial_id) if int(run.trial_id) < 6 else 0.0}
+
+
 def broken(run, epoch):
     return figures(run, epoch) | ({"score": math.nan} if int(run.trial_id) % 3 == 1 else {})
 
@@ -419,6 +426,12 @@ SCENARIOS = {
     "two objectives": ({"objectives": TWO, "budget": {"trials": 9}}, two_figures),
     "constraint": ({"constraints": [{"metric": "size_mb", "max": 9}]}, two_figures),
     "failures": ({"budget": {"trials": 9}}, failing),
+    "plateau and failures": ({"budget": {"trials": 30, "plateau": 7}}, failing),
+    "the leader fails": ({"budget": {"trials": 30, "plateau": 4}, "scheduler": STOPPING}, leader_fails),
+    "auto and failures": (
+        {"search": {"startup_trials": 3}, "scheduler": {"max_epochs": 9}, "budget": {"epochs": 40}},
+        failing,
+    ),
     "NaN": ({"budget": {"trials": 9}}, broken),
     "tpe": ({"search": {"algorithm": "tpe", "startup_trials": 3}, "budget": {"trials": 9}}, figures),
     "nsga2": (
@@ -578,7 +591,8 @@ def test_a_nan_at_a_rung_stops_the_trial_also_when_read_from_the_table(tmp_path,
     search = open_search(tmp_path, recorder, scheduler=scheduler)
     run = search.next_run()
     resumed = open_search(tmp_path, recorder, scheduler=scheduler)
-    row = {"trial_id": run.trial_id, "epoch": 1, "attempt": 1, "metrics": {}}
+    at = recorder.of(TrialStarted)[-1].at
+    row = {"trial_id": run.trial_id, "epoch": 1, "attempt": 1, "metrics": {}, "at": at}
     resumed.replay([{"trial_id": run.trial_id, "state": "running"}], [row])
     assert recorder.of(TrialEnded)[-1].state == "stopped"
     assert resumed.next_run().trial_id == "00001"

@@ -46,7 +46,10 @@ def refuse_changes(experiment: Experiment, folder: Path) -> None:
 
 def history(experiment: Experiment, ledger: Ledger) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Trials and epochs as `Search.replay` wants them: in the order in which things happened."""
-    trials = [{"trial_id": row["trial_id"], "state": row["state"]} for row in ledger.trials.values()]
+    trials = [
+        {name: row.get(name) for name in ("trial_id", "state", "finished_at")}
+        for row in ledger.trials.values()
+    ]
     metrics = [each.metric for each in experiment.objectives]
     metrics += [each.metric for each in experiment.constraints]
     by_column = {figure_column(metric): metric for metric in (*metrics, "worker_s", "seconds")}
@@ -55,6 +58,7 @@ def history(experiment: Experiment, ledger: Ledger) -> tuple[list[dict[str, Any]
             "trial_id": row["trial_id"],
             "epoch": row["epoch"],
             "attempt": row["attempt"],
+            "at": row["at"],
             "metrics": {metric: row[column] for column, metric in by_column.items() if column in row},
         }
         for row in sorted(

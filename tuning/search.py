@@ -220,8 +220,8 @@ class Search:
         """Take in what earlier runs of the experiment wrote down, in the order in which it happened.
 
         Args:
-            trials: rows of the trials table (`trial_id`, `state`).
-            epochs: rows of the epochs table (`trial_id`, `epoch`, `attempt`, `metrics`).
+            trials: rows of the trials table (`trial_id`, `state`, and of those that are over `finished_at`).
+            epochs: rows of the epochs table (`trial_id`, `epoch`, `attempt`, `metrics`, `at`), by `at`.
 
         Rungs are filled again, the budget counts what was spent, and trials that were not over wait to go
         on, or at their rung. The study is ahead of tables that a killed driver had no time to write: what
@@ -242,16 +242,18 @@ class Search:
             self._budget.count_trial()
             self._trials[trial_id] = Trial(trial_id, config)
         decisions: dict[str, Decision] = {}
-        for row in epochs:
+        for row in _as_it_happened(trials, epochs):
             trial = self._trials[row["trial_id"]]
+            if "state" in row:
+                self._was_over(trial, row["state"])
+                continue
             trial.epoch, trial.attempt = row["epoch"], row["attempt"]
             self._budget.count_epoch(row["metrics"].get("worker_s", 0.0), row["metrics"].get("seconds", 0.0))
             decision = decisions[trial.trial_id] = self._decide(trial, self._as_reported(row))
             if decision.leaves or trial.epoch >= self._max_epochs:
                 self._left_its_gang()
-        for trial_id in configs:
-            decision = decisions.get(trial_id, Decision("continue"))
-            self._settle(self._trials[trial_id], states.get(trial_id), decision)
+        for trial_id, trial in list(self._trials.items()):
+            self._settle(trial, states.get(trial_id), decisions.get(trial_id, Decision("continue")))
         self._false_start.resumed()
 
     def _as_reported(self, row: Mapping[str, Any]) -> Mapping[str, float]:
@@ -260,17 +262,20 @@ class Search:
             return row["metrics"]
         return {objective.metric: math.nan for objective in self._objectives} | row["metrics"]
 
+    def _was_over(self, trial: Trial, state: TrialState) -> None:
+        """During the replay: the table has the end of a trial here."""
+        if state in WENT_WRONG:
+            self._budget.count_epoch(0.0, 0.0)
+            self._false_start.went_wrong(trial.trial_id, trial.epoch, "in an earlier run")
+            self._left_its_gang()
+        else:
+            self._false_start.worked()
+        self._close_trial(trial, state)  # the study may have missed it
+
     def _settle(self, trial: Trial, state: TrialState | None, decision: Decision) -> None:
-        """After the replay: a trial is over, was about to be, or waits. `state`: in the table."""
+        """After the replay: a trial was about to be over, or waits. `state`: in the table."""
         over = decision.action == "stop" or trial.epoch >= self._max_epochs
-        if state in FINAL_STATES:
-            if state in WENT_WRONG:
-                self._budget.count_epoch(0.0, 0.0)
-                self._false_start.went_wrong(trial.trial_id, trial.epoch, "in an earlier run")
-            else:
-                self._false_start.worked()
-            self._close_trial(trial, state)  # the study may have missed it
-        elif over:
+        if over:
             if state is None:
                 self._tell(self._started(trial))
             self._carry_out(trial, decision)
@@ -438,3 +443,16 @@ class Search:
     def _tell(self, event: Event) -> None:
         for listener in self._listeners:
             listener.handle(event)
+
+
+def _as_it_happened(
+    trials: Sequence[Mapping[str, Any]], epochs: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """Rows of epochs, and of trials that are over where they ended; never before an epoch of their own."""
+    last = {row["trial_id"]: row["at"] for row in epochs}
+    timed = [(row["at"], row) for row in epochs]
+    for row in trials:
+        if row["state"] in FINAL_STATES:
+            at = row["finished_at"]
+            timed.append((max(at, last.get(row["trial_id"], at)), row))
+    return [row for _, row in sorted(timed, key=lambda each: each[0])]
