@@ -103,11 +103,14 @@ def test_the_architecture_in_words(settings, told):
     [
         ("none", "Compression: none."),
         ("int8", r"Compression: `int8` \([^)]+\)."),
-        ("prune+int4", r"Compression: `prune` \([^)]+\) \+ `int4` \([^)]+\), which removed 75 % of"),
+        (
+            "prune+int4",
+            r"Compression: `prune` \([^)]+\) \+ `int4` \([^)]+\), share of the bytes removed: 0.75",
+        ),
     ],
 )
 def test_the_compression_in_words(method, told):
-    assert re.search(f"{told}", section(model_card(shipped(method), {}), "What it is"))
+    assert re.search(told, section(model_card(shipped(method), {}), "What it is"))
 
 
 def test_licences_name_the_pretrained_weights_only_where_they_are_in_it():

@@ -150,13 +150,9 @@ def _compression(settings: Settings) -> str:
     if methods == ["none"]:
         return "none"
     told = [f"`{method}` ({_METHODS[method]})" if method in _METHODS else f"`{method}`" for method in methods]
-    removes = any(method in _WITH_RATIO for method in methods)
-    ratio = (
-        f", which removed {100 * settings.compression.ratio:.3g} % of the bytes that they act on"
-        if removes
-        else ""
-    )
-    return " + ".join(told) + ratio
+    if not any(method in _WITH_RATIO for method in methods):
+        return " + ".join(told)
+    return f"{' + '.join(told)}, share of the bytes removed: {settings.compression.ratio:g}"
 
 
 def _data(data: DataFacts) -> str:
@@ -190,7 +186,7 @@ def _figures(settings: Settings, facts: Facts) -> str:
     if metrics:
         parts.append(
             "Quality was measured on the validation split, on which the trial was chosen too: expect a "
-            f"little less on other images. The model as it ships wrote the captions, with {_search(settings)}; "
+            f"little less on other images. The model as it ships wrote the captions, by {_search(settings)}; "
             "the metrics are COCO's. Loss and accuracy are those of the model in training."
         )
     if "latency_ms" in facts.get("cost", {}):
