@@ -1,4 +1,4 @@
-"""How long something takes on one thread, alone and relative to a fixed reference that is run by turns with it.
+"""How long something takes on one thread: in milliseconds, and relative to a reference run by turns with it.
 
 Milliseconds tell what a user waits on this machine, now. The ratio tells what the model costs: it is one of
 CPU times, which stand still while the thread waits for a core, and what slows both alike divides out of it.

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -19,8 +18,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 class PeakMemory(TorchDispatchMode):
     """Within this context, `bytes` is the most that tensors have occupied at one time so far.
 
-    Tensors from outside count from the start on, whether given here or met on the way; those made within count
-    as long as they live. Views and tied weights count once.
+    Tensors from outside count from the start on, whether given here or met on the way; those made within, as
+    long as they live. Views and tied weights count once.
 
     Args:
         held: tensors that occupy memory whether they are used or not.

@@ -16,7 +16,7 @@ _IMAGE, _CHANNELS, _WIDTH, _WORDS, _TOKENS = 64, (3, 16, 32, 64), 256, 2000, 24
 
 
 class Reference:
-    """One image, always the same, and the weights that turn it into 24 tokens; 25 million multiply-accumulates.
+    """An image and the weights that turn it into 24 tokens, in 25 million multiply-accumulates.
 
     The weights come from a generator of its own with a fixed seed and live on the CPU, in float32.
     """
