@@ -46,13 +46,37 @@ FIGURES = (
     Column("train_loss", FLOAT, "mean loss per training token, nats", "min"),
 )
 
-#: Right of the figures.
-TRIAL_TAIL = (
-    Column("best_epoch", INT, "fully evaluated epoch with the best first objective; the figures are its"),
+#: What the model costs as it ships; reported like any other figure, with a place of their own in `trials`.
+MODEL_COSTS = (
     Column("params", INT, "parameters of the model as it ships", "min"),
     Column("size_mb", FLOAT, "size of the saved weights as they ship, 10^6 bytes", "min"),
     Column("macs", INT, "multiply-accumulate operations to caption one image", "min"),
+    Column(
+        "inference_memory_mb",
+        FLOAT,
+        "most that weights and intermediate results occupy while one image is captioned, 10^6 bytes",
+        "min",
+    ),
     Column("latency_ms", FLOAT, "median time to caption one image, greedy, one thread, milliseconds", "min"),
+    Column("latency_p90_ms", FLOAT, "time that 9 in 10 of these captions take at most, milliseconds", "min"),
+    Column(
+        "latency_ratio",
+        FLOAT,
+        "median CPU time to caption one image by that of a fixed network run by turns with it",
+        "min",
+    ),
+    Column("latency_ratio_low", FLOAT, "lower end of the 95 % interval of `latency_ratio`"),
+    Column("latency_ratio_high", FLOAT, "upper end of it"),
+    Column("latency_noisy", BOOL, "whether other work on the machine disturbed the milliseconds"),
+    Column(
+        "captions_per_s", FLOAT, "captions per second of one core's time, greedy, in batches of 32", "max"
+    ),
+)
+
+#: Right of the figures.
+TRIAL_TAIL = (
+    Column("best_epoch", INT, "fully evaluated epoch with the best first objective; the figures are its"),
+    *MODEL_COSTS,
     Column("worker_s", FLOAT, "seconds that workers spent on the trial, summed over workers", "min"),
     Column("started_at", TIME, "when the trial first started"),
     Column("finished_at", TIME, "when it reached its final state"),
@@ -98,7 +122,7 @@ COST_NAMES = frozenset(column.name for column in COSTS)
 #: Columns of `epochs` that are no figures.
 EPOCH_STRUCTURE = frozenset(column.name for column in (*EPOCH_HEAD, *EPOCH_TAIL))
 _TAKEN = {column.name for column in (*TRIAL_HEAD, *TRIAL_TAIL, *EPOCH_HEAD, *EPOCH_TAIL)}
-_TAKEN -= {"params", "size_mb", "macs", "latency_ms", "worker_s"}  # reported like any other figure
+_TAKEN -= {column.name for column in MODEL_COSTS} | {"worker_s"}  # reported like any other figure
 
 
 def figure_column(metric: str) -> str:
@@ -154,4 +178,6 @@ def _cell(value: Any, dtype: str) -> Any:
         return None
     if dtype == INT:
         return round(value)
+    if dtype == BOOL:
+        return bool(value)
     return str(value) if dtype == STRING else value
