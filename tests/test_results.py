@@ -176,6 +176,22 @@ def test_dtypes_are_those_of_the_schema_after_a_round_trip(tmp_path, events):
         assert {name: str(dtype) for name, dtype in frame.dtypes.items()} == expected
 
 
+def test_whether_times_were_noisy_is_yes_no_or_unknown(tmp_path):
+    spec = experiment(tmp_path, constraints=[{"metric": "latency_noisy", "max": 0}])
+    writer = ResultsWriter(spec)
+    for trial, figures in [
+        ("quiet", {"latency_noisy": 0.0}),
+        ("noisy", {"latency_noisy": 1.0}),
+        ("none", {}),
+    ]:
+        play(writer, *one_trial(trial, [0.5], **figures))
+    found = results(writer, tmp_path)
+    assert found.trials["latency_noisy"].tolist() == [False, True, pd.NA]
+    assert found.feasible().tolist() == [True, False, False]
+    resumed = results(ResultsWriter(spec), tmp_path)
+    assert resumed.trials["latency_noisy"].tolist() == [False, True, pd.NA]
+
+
 def test_a_repeated_epoch_replaces_the_lost_one(tmp_path):
     writer = ResultsWriter(experiment(tmp_path))
     play(writer, started("a"), epoch("a", 1, cider=0.1), epoch("a", 2, cider=0.9))
