@@ -1,18 +1,16 @@
-"""Run an experiment: prepare data, start gangs, let Ray Tune drive the search, leave the tables behind.
+"""Run an experiment: refuse what cannot be, prepare data, carry the search out, export the best.
 
-This is the only place that builds a `tune.Tuner`. What a run decides is in `search.py`, what it writes in
-`results.py`; here things are put together, taken apart again, and nothing else.
+Carrying a search out is `driving.py`, what a run decides is in `search.py`, what it writes in `results.py`;
+here things are put together, taken apart again, and nothing else.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
 import sys
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from importlib.metadata import entry_points
@@ -21,26 +19,15 @@ from typing import Any
 
 import filelock
 
-from trainables.order import Order
 from trainables.trial import resolve_trainable
-from tuning.budget import BudgetGuard
-from tuning.checkpoints import CheckpointKeeper
+from tuning.driving import carry_out
 from tuning.events import Listener
 from tuning.experiment import Experiment, ExperimentError
-from tuning.results import Results, ResultsWriter, load
-from tuning.resuming import history, refuse_changes
-from tuning.search import Run, Search
-from tuning.storage import write_description, write_end
+from tuning.results import Results, load
+from tuning.resuming import refuse_changes
+from tuning.storage import write_description
 from tuning.strategies import open_strategy
 from tuning.warm_start import earlier_trials
-
-TUNE_ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our tables replace them; they dominate Tune's loop
-    "TUNE_GLOBAL_CHECKPOINT_S": "100000",  # Tune's snapshots are never read
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the run here, not in Tune
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-}
 
 SHOWN_LINES = 8  # of the trainable's report on its data; all of it is in data_report.txt
 
@@ -90,101 +77,19 @@ def run(
         refuse_changes(experiment, folder)
         earlier, learnt_from = earlier_trials(experiment, experiment.storage)
         cluster_resources = stack.enter_context(_connect()())
+        stack.enter_context(_sigterm_as_ctrl_c())
         plan = experiment.plan_resources(cluster_resources)
         _prepare_data(experiment, folder, say)
         for line in learnt_from:
             say(line)
         write_description(experiment, command=sys.argv)
-        writer = ResultsWriter(experiment)
-        everyone: list[Listener] = [writer, CheckpointKeeper(folder, writer), *listeners]
         searcher, scheduler = open_strategy(experiment, path=folder / "study.journal", earlier=earlier)
-        budget = BudgetGuard(experiment.budget, workers=plan.workers, gangs=plan.gangs)
-        search = Search(
-            experiment,
-            searcher=searcher,
-            scheduler=scheduler,
-            budget=budget,
-            listeners=everyone,
-        )
-        for listener in reversed(everyone):  # a stack closes the last first
-            stack.callback(listener.close)
-        stack.callback(search.interrupt)  # changes nothing after a run that went through
-        if resume:
-            search.replay(*history(experiment, writer.ledger))
-        with _scratch_folder(folder) as scratch, _sigterm_as_ctrl_c():
-            _drive(experiment, search, plan, folder, scratch)
-        given_up = search.given_up
-        search.close()
-        write_end(folder, without_gain=budget.without_gain)
-    if given_up:
-        raise GivenUp(given_up)
+        given_up = carry_out(experiment, searcher, scheduler, plan, listeners, resume=resume)
+        if given_up:
+            raise GivenUp(given_up)
     results = load(folder)
     _export_best(experiment, results)
     return results
-
-
-def _drive(experiment: Experiment, search: Search, plan: Any, folder: Path, scratch: Path) -> None:
-    """Let Ray Tune run the search until it is finished."""
-    os.environ.update(TUNE_ENVIRONMENT)  # Tune reads them when it is imported and when it starts
-    from ray import tune
-    from ray.tune.error import TuneError
-
-    from tuning.gangs import Gangs
-    from tuning.tune_adapter import Ticker, TrialActor, TuneScheduler, TuneSearcher
-
-    if search.finished:
-        return
-    with Gangs(
-        plan, experiment=experiment.name, max_failures=experiment.training.max_failures, scratch=str(scratch)
-    ) as gangs:
-        scheduler = TuneScheduler(search, gangs)
-        tuner = tune.Tuner(
-            TrialActor,
-            tune_config=tune.TuneConfig(
-                search_alg=TuneSearcher(search, gangs, _order_maker(experiment, folder)),
-                scheduler=scheduler,
-                num_samples=-1,  # the search says when it is finished
-                reuse_actors=True,
-                trial_name_creator=lambda trial: f"{experiment.name}-{trial.config['order'].trial_id}",
-                trial_dirname_creator=lambda trial: trial.config["order"].run_id,
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=str(scratch),
-                callbacks=[Ticker(search)],
-                # Tune waits for a last checkpoint before it frees the actor, and meanwhile starts another.
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                verbose=0,
-            ),
-        )
-        try:
-            tuner.fit()
-        except TuneError as error:
-            raise scheduler.error or error from error
-
-
-def _order_maker(experiment: Experiment, folder: Path) -> Callable[[Run], Order]:
-    """What turns a run of the search into an order for a gang."""
-    max_epochs = experiment.scheduler.max_epochs
-
-    def order_for(run: Run) -> Order:
-        return Order(
-            run_id=f"{run.trial_id}-{uuid.uuid4().hex[:8]}",
-            trial_id=run.trial_id,
-            trainable=experiment.trainable,
-            config={**experiment.model, **run.config},
-            data=experiment.data,
-            # Trial 7 is the same trial whichever gang runs it and whatever ran before.
-            seed=experiment.search.seed * 1_000_003 + int(run.trial_id),
-            precision=experiment.training.precision,
-            max_epochs=max_epochs,
-            full_epochs=experiment.scheduler.full_epochs(),
-            folder=str(folder / "checkpoints" / run.trial_id),
-            epoch=run.epoch,
-            attempt=run.attempt,
-        )
-
-    return order_for
 
 
 @contextlib.contextmanager
@@ -223,18 +128,6 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _scratch_folder(folder: Path) -> Iterator[Path]:
-    """Room for Ray's own records, which nobody reads afterwards."""
-    scratch = folder / ".ray"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _connect() -> Callable[..., Any]:

@@ -1,0 +1,159 @@
+"""Carry a search out: gangs are started, Ray Tune drives them, tables and checkpoints follow the events.
+
+This is the only place that builds a `tune.Tuner`. What is decided is in `search.py`; who may use the folder,
+and what comes before and after, in `runner.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from trainables.order import Order
+from tuning.budget import BudgetGuard
+from tuning.checkpoints import CheckpointKeeper
+from tuning.events import Listener
+from tuning.experiment import Experiment
+from tuning.resources import GangPlan
+from tuning.results import ResultsWriter
+from tuning.resuming import history
+from tuning.scheduler import Scheduler
+from tuning.search import Run, Search
+from tuning.searcher import Searcher
+from tuning.storage import write_end
+
+TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our tables replace them; they dominate Tune's loop
+    "TUNE_GLOBAL_CHECKPOINT_S": "100000",  # Tune's snapshots are never read
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the run here, not in Tune
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+def carry_out(
+    experiment: Experiment,
+    searcher: Searcher,
+    scheduler: Scheduler,
+    plan: GangPlan,
+    listeners: Sequence[Listener],
+    *,
+    resume: bool,
+) -> str:
+    """Run the search of `experiment` until it is finished; Ray is connected.
+
+    Args:
+        plan: the gangs to start.
+        listeners: told of every event after the tables and the checkpoint keeper; closed at the end.
+        resume: go on from the tables in the experiment's folder, where there are any.
+
+    Returns:
+        Why it was given up before its end; empty where it was not.
+
+    Raises:
+        KeyboardInterrupt: after everything that was started is taken down and the tables are written.
+    """
+    folder = experiment.folder.absolute()
+    with ExitStack() as stack:
+        writer = ResultsWriter(experiment)
+        everyone: list[Listener] = [writer, CheckpointKeeper(folder, writer), *listeners]
+        budget = BudgetGuard(experiment.budget, workers=plan.workers, gangs=plan.gangs)
+        search = Search(
+            experiment,
+            searcher=searcher,
+            scheduler=scheduler,
+            budget=budget,
+            listeners=everyone,
+        )
+        for listener in reversed(everyone):  # a stack closes the last first
+            stack.callback(listener.close)
+        stack.callback(search.interrupt)  # changes nothing after a run that went through
+        if resume:
+            search.replay(*history(experiment, writer.ledger))
+        with _scratch_folder(folder) as scratch:
+            _drive(experiment, search, plan, folder, scratch)
+        given_up = search.given_up
+        search.close()
+        write_end(folder, without_gain=budget.without_gain)
+    return given_up
+
+
+def _drive(experiment: Experiment, search: Search, plan: GangPlan, folder: Path, scratch: Path) -> None:
+    """Let Ray Tune run the search until it is finished."""
+    os.environ.update(TUNE_ENVIRONMENT)  # Tune reads them when it is imported and when it starts
+    from ray import tune
+    from ray.tune.error import TuneError
+
+    from tuning.gangs import Gangs
+    from tuning.tune_adapter import Ticker, TrialActor, TuneScheduler, TuneSearcher
+
+    if search.finished:
+        return
+    with Gangs(
+        plan, experiment=experiment.name, max_failures=experiment.training.max_failures, scratch=str(scratch)
+    ) as gangs:
+        scheduler = TuneScheduler(search, gangs)
+        tuner = tune.Tuner(
+            TrialActor,
+            tune_config=tune.TuneConfig(
+                search_alg=TuneSearcher(search, gangs, _order_maker(experiment, folder)),
+                scheduler=scheduler,
+                num_samples=-1,  # the search says when it is finished
+                reuse_actors=True,
+                trial_name_creator=lambda trial: f"{experiment.name}-{trial.config['order'].trial_id}",
+                trial_dirname_creator=lambda trial: trial.config["order"].run_id,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(scratch),
+                callbacks=[Ticker(search)],
+                # Tune waits for a last checkpoint before it frees the actor, and meanwhile starts another.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                verbose=0,
+            ),
+        )
+        try:
+            tuner.fit()
+        except TuneError as error:
+            raise scheduler.error or error from error
+
+
+def _order_maker(experiment: Experiment, folder: Path) -> Callable[[Run], Order]:
+    """What turns a run of the search into an order for a gang."""
+    max_epochs = experiment.scheduler.max_epochs
+
+    def order_for(run: Run) -> Order:
+        return Order(
+            run_id=f"{run.trial_id}-{uuid.uuid4().hex[:8]}",
+            trial_id=run.trial_id,
+            trainable=experiment.trainable,
+            config={**experiment.model, **run.config},
+            data=experiment.data,
+            # Trial 7 is the same trial whichever gang runs it and whatever ran before.
+            seed=experiment.search.seed * 1_000_003 + int(run.trial_id),
+            precision=experiment.training.precision,
+            max_epochs=max_epochs,
+            full_epochs=experiment.scheduler.full_epochs(),
+            folder=str(folder / "checkpoints" / run.trial_id),
+            epoch=run.epoch,
+            attempt=run.attempt,
+        )
+
+    return order_for
+
+
+@contextlib.contextmanager
+def _scratch_folder(folder: Path) -> Iterator[Path]:
+    """Room for Ray's own records, which nobody reads afterwards."""
+    scratch = folder / ".ray"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
