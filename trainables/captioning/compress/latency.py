@@ -6,7 +6,7 @@ Knows nothing of captioners; what is timed are two callables.
 
 Measured 2026-11-25 on 2 cores (Intel Xeon), three captioners of 3, 17 and 31 ms, alone and beside 2 to 10
 busy processes, medians of 0.6 s: under load the milliseconds grew up to 45-fold, the ratio of wall-clock
-times was anything from a third to four times the quiet one, the ratio of CPU times within 20 % of it.
+times was anything from a half to four times the quiet one, the ratio of CPU times within 20 % of it.
 """
 
 from __future__ import annotations
