@@ -24,9 +24,10 @@ import torch
 #: Pairs of runs below which the median has no 95 % interval.
 FEWEST_PAIRS = 6
 _WARM_UPS = 2
-#: Noisy is what was on a core for less than this share of the time; alone on the machine it is 0.99 or more.
+# Nine measurements in a row on a nearly idle machine kept within both bounds, none beside busy processes did.
+#: Noisy is what was on a core for less than this share of the time.
 _LEAST_CPU_SHARE = 0.95
-#: Noisy is a reference of which one run in ten took this many times its median, or longer; alone it is 1.05.
+#: Noisy is a reference of which one run in ten took this many times its median, or longer.
 _WIDEST_SPREAD = 1.25
 
 
