@@ -122,7 +122,9 @@ def test_help_is_quick_and_loads_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr == ""
 
 
-@pytest.mark.parametrize("command", ["run", "check", "results", "best", "caption", "list"])
+@pytest.mark.parametrize(
+    "command", ["run", "check", "results", "best", "pareto", "compare", "export", "caption", "list"]
+)
 def test_every_command_has_examples(captune, command):
     assert f"captune {command} " in said(captune(command, "--help"), 0).split("Examples:")[1]
 

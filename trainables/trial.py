@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 Metrics = dict[str, float]
+#: Tables by name, the most telling first: rows of text and numbers, all with the same keys.
+Tables = dict[str, list[dict[str, Any]]]
 
 #: Trainables that an experiment file may name without their full path.
 SHIPPED = {
@@ -66,6 +68,9 @@ class Trainable(Protocol):
       and safe to call from several processes at once; shows a progress bar where `progress` is true.
     * `export(checkpoint, folder)` turns a checkpoint into what would ship; without it, a copy ships.
     * `caption(folder, images) -> list[str]` uses what was exported: `captune caption` calls it.
+    * `compare(a, b, data, *, progress) -> Tables` uses two exported folders on the validation split of the
+      experiment's `data` section and tells how they differ, above all what `b` does worse than `a`:
+      `captune compare` shows its tables.
     """
 
     def setup(self, config: Mapping[str, Any], context: TrialContext) -> None:

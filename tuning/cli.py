@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tuning.cli_choosing import compare, export, pareto
+from tuning.cli_parts import WIDE, UserMistake, WorkFailed, format_option, storage_option, write_frame
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -22,18 +25,6 @@ if TYPE_CHECKING:
 TOP = 10
 #: Different reasons named where every trial went wrong.
 REASONS = 5
-#: Characters in a line where nothing has to fit anywhere.
-WIDE = 10_000
-
-
-class UserMistake(click.ClickException):
-    """Something that the user can put right: one message, no traceback, exit code 2."""
-
-    exit_code = 2
-
-
-class WorkFailed(click.ClickException):
-    """The command was right, but what it asked for could not be done: exit code 1."""
 
 
 class _Commands(click.Group):
@@ -63,13 +54,6 @@ def _is_users_mistake(error: Exception) -> bool:
     return isinstance(error, (*mistakes, PermissionError, NotADirectoryError, FileExistsError))
 
 
-_storage = click.option(
-    "--storage",
-    default="captune-results",
-    show_default=True,
-    metavar="DIR",
-    help="Folder in which NAME is looked for; NAME may also be an experiment's folder itself.",
-)
 _set = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Put a value over the file's; repeatable."
 )
@@ -200,7 +184,7 @@ def check(file: str, overrides: tuple[str, ...], storage: str | None) -> None:
 @click.option(
     "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write there."
 )
-@_storage
+@storage_option
 def results(
     name: str,
     table: str,
@@ -247,12 +231,12 @@ def results(
     if form == "table":
         _print_table(chosen, found, whole=columns is not None)
     else:
-        _write(chosen, form, output)
+        write_frame(chosen, form, output)
 
 
 @main.command()
 @click.argument("name")
-@_storage
+@storage_option
 def best(name: str, storage: str) -> None:
     """Show the best trial of experiment NAME: configuration, figures, where its model is.
 
@@ -277,7 +261,7 @@ def best(name: str, storage: str) -> None:
 @click.argument(
     "images", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False), metavar="IMAGE..."
 )
-@_storage
+@storage_option
 def caption(name: str, images: tuple[str, ...], storage: str) -> None:
     """Let the best captioner of experiment NAME write a caption for each IMAGE.
 
@@ -330,9 +314,7 @@ def caption(name: str, images: tuple[str, ...], storage: str) -> None:
     help="Runs of each; --replay needs one.",
 )
 @click.option("--replay", is_flag=True, help="Try the configurations of NAME, in their order, and no others.")
-@click.option(
-    "--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True
-)
+@format_option
 @_set
 @click.option(
     "--storage", metavar="DIR", help="Folder in which NAME is looked for; by default the file's `storage`."
@@ -386,7 +368,7 @@ def simulate(
             tell=tell,
         )
     if form != "table":
-        _write(frame, form, None)
+        write_frame(frame, form)
         return
     Console(width=WIDE).print(comparison_table(frame, experiment), soft_wrap=True)
     lines = made_up(frame, experiment, earlier) if earlier is not None else []
@@ -417,6 +399,10 @@ def list_command(storage: str) -> None:
         click.echo(f"no experiments in {storage}")
         return
     Console(width=None if sys.stdout.isatty() else 200).print(experiments_table(names, storage))
+
+
+for command in (pareto, compare, export):
+    main.add_command(command)
 
 
 def _with_storage(overrides: tuple[str, ...], storage: str | None) -> list[str]:
@@ -467,23 +453,6 @@ def _print_table(frame: pd.DataFrame, found: Results, *, whole: bool = False) ->
     hidden = len(frame.columns) - len(shown.columns)
     more = f"; {hidden} more columns with --columns all or --format csv" if hidden else ""
     click.echo(f"{len(frame)} row{'' if len(frame) == 1 else 's'}{more}")
-
-
-def _write(frame: pd.DataFrame, form: str, output: Path | None) -> None:
-    from tuning.storage import write_table
-
-    if form == "parquet":
-        assert output is not None
-        write_table(frame, output)
-        return
-    if form == "csv":
-        text = frame.to_csv(index=False)
-    else:
-        text = frame.to_json(orient="records", date_format="iso", indent=2) + "\n"
-    if output is None:
-        click.echo(text, nl=False)
-    else:
-        output.write_text(text)
 
 
 def _show_outcome(found: Results) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +17,12 @@ import pandas as pd
 import yaml
 
 from search_spaces.space import nearest
-from tuning import ranking
+from tuning import pareto, ranking
 from tuning.comparison import WENT_WRONG
 from tuning.events import FINAL_STATES, Event, TrialState
 from tuning.fidelity import agreement
 from tuning.ledger import Ledger
+from tuning.pareto import Figures
 from tuning.schema import BETTER, figure_column
 from tuning.storage import UnreadableResults, find_folder, read_table, write_table
 
@@ -118,9 +119,65 @@ class Results:
         except (OSError, yaml.YAMLError, TypeError) as error:
             raise UnreadableResults(f"{path} is not a readable experiment: {error}") from error
 
+    @cached_property
+    def variants(self) -> pd.DataFrame:
+        """One row per compressed or uncompressed variant of a trained trial; empty where there are none.
+
+        Raises:
+            UnreadableResults: the table is damaged or not one.
+        """
+        path = self.folder / "variants.parquet"
+        return read_table(path) if path.exists() else pd.DataFrame()
+
+    def candidates(self, *, feasible: bool = True) -> pd.DataFrame:
+        """What can be chosen: the variants where there are any, else the trials; none that went wrong.
+
+        Args:
+            feasible: only what meets every constraint.
+        """
+        rows = self.trials if self.variants.empty else self.variants
+        rows = rows[~rows["state"].isin(WENT_WRONG)]
+        return rows[self._violation(rows) == 0] if feasible else rows
+
+    def pareto(
+        self,
+        figures: Sequence[str] | None = None,
+        *,
+        at_most: Mapping[str, float] | None = None,
+        at_least: Mapping[str, float] | None = None,
+    ) -> pd.DataFrame:
+        """The `candidates` that no other beats in every one of `figures`; by the first, the best first.
+
+        Args:
+            figures: names such as `cider`, or `NAME:min` and `NAME:max` where it is not known what is good;
+                default: the objectives, and `size_mb` and `latency_ms` where they were measured.
+            at_most: largest values allowed, by figure.
+            at_least: smallest values allowed. Limits leave the front as it is: it shows what they cost.
+
+        Returns:
+            Their rows, with a boolean column `knee` (see `pareto.knee`) and, with limits, `within_limits`.
+
+        Raises:
+            QueryError: an unknown figure, one that holds no numbers, or that is not known to be good large
+                or small.
+        """
+        candidates = self.candidates()
+        front = pareto.front(candidates, self.figures(candidates, figures))
+        limits = pareto.limits(candidates, at_most, at_least)
+        return front.assign(within_limits=pareto.violation(front, limits) == 0) if limits else front
+
+    def figures(self, candidates: pd.DataFrame, names: Sequence[str] | None = None) -> Figures:
+        """What `candidates` are compared by, and which direction is good; see `pareto`."""
+        objectives = {figure_column(each.metric): each.mode for each in self.experiment.objectives}
+        if names is None:
+            measured = [name for name in ("size_mb", "latency_ms") if name in candidates]
+            measured = [name for name in measured if candidates[name].notna().any()]
+            names = list(dict.fromkeys([*objectives, *measured]))
+        return pareto.directions(candidates, names, objectives)
+
     def feasible(self) -> pd.Series:
         """For each trial, whether it meets every constraint; one without the constrained figure does not."""
-        return self._violation() == 0
+        return self._violation(self.trials) == 0
 
     def best(self, metric: str | None = None, *, mode: Literal["min", "max"] | None = None) -> pd.Series:
         """The row of the best trial. Several objectives: by the first, the others decide among equals.
@@ -168,7 +225,7 @@ class Results:
         losses = self._losses().mask(self.trials["state"].isin(WENT_WRONG), math.nan)
         standings = [
             ranking.Standing(tuple(each), violation)
-            for each, violation in zip(losses.to_numpy(), self._violation(), strict=True)
+            for each, violation in zip(losses.to_numpy(), self._violation(self.trials), strict=True)
         ]
         return self.trials.iloc[ranking.best_first(standings)]
 
@@ -201,7 +258,7 @@ class Results:
         order = pd.DataFrame(
             {
                 "useless": ~self._usable(column),
-                "violation": self._violation(),
+                "violation": self._violation(self.trials),
                 "figure": self.trials[column].astype(float) * (1 if direction == "min" else -1),
                 **self._losses().add_prefix("then by "),
             }
@@ -216,11 +273,11 @@ class Results:
     def _usable(self, column: str) -> pd.Series:
         return self.trials[column].astype(float).map(math.isfinite) & ~self.trials["state"].isin(WENT_WRONG)
 
-    def _violation(self) -> pd.Series:
-        total = pd.Series(0.0, index=self.trials.index)
+    def _violation(self, rows: pd.DataFrame) -> pd.Series:
+        total = pd.Series(0.0, index=rows.index)
         for constraint in self.experiment.constraints:
             column = figure_column(constraint.metric)
-            value = self.trials[column].astype(float) if column in self.trials else total * float("nan")
+            value = rows[column].astype(float) if column in rows else total * float("nan")
             total += value.map(constraint.excess, na_action="ignore").clip(lower=0).fillna(float("inf"))
         return total
 

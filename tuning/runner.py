@@ -7,7 +7,6 @@ here things are put together, taken apart again, and nothing else.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import signal
 import sys
 import threading
@@ -25,6 +24,7 @@ from tuning.events import Listener
 from tuning.experiment import Experiment, ExperimentError
 from tuning.results import Results, load
 from tuning.resuming import refuse_changes
+from tuning.shipping import ship
 from tuning.storage import write_description
 from tuning.strategies import open_strategy
 from tuning.warm_start import earlier_trials
@@ -155,13 +155,8 @@ def _export_best(experiment: Experiment, results: Results) -> None:
         best = results.best()
     except ValueError:
         return
-    aside = results.folder / ".best"
-    export = getattr(resolve_trainable(experiment.trainable), "export", shutil.copytree)
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        export(results.folder / best["checkpoint"], aside)
-        shutil.rmtree(results.folder / "best", ignore_errors=True)
-        aside.rename(results.folder / "best")
+        ship(experiment.trainable, results.folder / best["checkpoint"], results.folder / "best")
     except Exception as error:  # code of the trainable, after hours of work: nothing of that may get lost
         raise ExportFailed(
             f"the run is done, but its best trial {best['trial_id']} could not be exported: "

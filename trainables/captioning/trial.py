@@ -34,8 +34,9 @@ from trainables.captioning.evaluate import caption_quality, held_out_loss
 from trainables.captioning.model.captioner import Captioner
 from trainables.captioning.model.encoders import build_encoder
 from trainables.captioning.settings import DataSettings, Settings
+from trainables.captioning.side_by_side import side_by_side
 from trainables.captioning.train import Trainer
-from trainables.trial import Metrics, TrialContext
+from trainables.trial import Metrics, Tables, TrialContext
 
 _COST = ("params", "macs", "size_mb", "latency_ms")
 _EVALUATION_BATCH = 64
@@ -94,6 +95,11 @@ class Captioning:
             ValueError, OSError: an image that cannot be read, or no artefact.
         """
         return load_artefact(folder).caption(list(images))
+
+    @classmethod
+    def compare(cls, a: Path, b: Path, data: Mapping[str, Any], *, progress: bool = False) -> Tables:
+        """What exported captioner `b` stops saying that `a` says; see `side_by_side.py`."""
+        return side_by_side(a, b, check.read_data_settings(data), progress=progress)
 
     def setup(self, config: Mapping[str, Any], context: TrialContext) -> None:
         """Open the prepared data and build model and optimizer.
