@@ -1,5 +1,6 @@
 """Benchmarks run, at sizes at which their figures mean nothing, and end with the line that tools read."""
 
+import importlib
 import math
 import re
 import subprocess
@@ -30,6 +31,7 @@ def test_every_benchmark_is_known_by_name():
         "cache",
         "caption_metrics",
         "gang_overhead",
+        "inference",
         "many_trials",
         "search",
         "throughput",
@@ -56,6 +58,25 @@ def test_caption_metrics(monkeypatch, capsys):
     monkeypatch.setattr(caption_metrics, "IMAGES", 60)
     caption_metrics.main()
     assert ratio("caption_metrics", capsys.readouterr().out) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)  # writes ONNX graphs
+def test_inference(monkeypatch, capsys):
+    for package in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
+    inference = importlib.import_module("benchmarks.inference")
+    monkeypatch.setattr(inference, "DECODERS", ("gru_attention",))
+    monkeypatch.setattr(inference, "WIDTHS", (32,))
+    monkeypatch.setattr(inference, "VOCABULARIES", (50,))
+    monkeypatch.setattr(inference, "ENCODERS", (("cnn", 16),))
+    monkeypatch.setattr(inference, "FEWEST_FOR_INT8", 1024)
+    monkeypatch.setattr(inference, "ROUNDS", 2)
+    inference.main()
+    output = capsys.readouterr().out
+    assert ratio("inference", output) > 0
+    assert re.search(r"^gru_attention +32 +50 +\d+\.\d ms( +\d+\.\d\d){3}$", output, re.M)
+    assert re.search(r"^cnn +16 +\d+\.\d ms +\d+\.\d\d$", output, re.M)
 
 
 @pytest.mark.slow
