@@ -4,8 +4,8 @@ Four ways to run the same captioner: PyTorch as trained; with its large matrices
 (`torch._int_mm`); ONNX Runtime on the graphs that an export writes; the same with the decoder's matrices in
 int8 by ONNX Runtime's own `quantize_dynamic` (a scale per output channel). The encoder, a small `cnn` at 64
 pixels, is in float32 on all sides. A caption has 20 tokens, an end token or not, so that weights need not be
-trained. The four take turns, and each turn's times are set against PyTorch's of the same turn, for a machine's
-speed drifts. The last table is of encoders alone.
+trained. The four take turns, and each turn's times are set against PyTorch's of the same turn, for a
+machine's speed drifts. The last table is of encoders alone.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def encoders() -> None:
 
 def main() -> None:
     """Print the tables and the ratio."""
-    logging.getLogger().setLevel(logging.ERROR)  # quantize_dynamic advises what was done
+    logging.disable(logging.WARNING)  # quantize_dynamic advises what was done already
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -206,4 +206,5 @@ def main() -> None:
         encoders()
     finally:
         torch.set_num_threads(threads)
+        logging.disable(logging.NOTSET)
     print(f"inference ratio={statistics.geometric_mean(faster):.2f}")
