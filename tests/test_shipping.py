@@ -193,6 +193,7 @@ def test_an_export_that_fails_leaves_what_was_there(birds):
     (birds.folder / birds.trials["checkpoint"][1] / "text").write_text("broken")
     text = captune(1, "export", "birds", "--trial", "00001")
     assert "checkpoints/00001/0001 could not be exported: RuntimeError: cannot be read" in text
+    assert "0001 could not be exported" in captune(1, "compare", "birds", "00000", "00001")
     folder = birds.folder / "exported"
     assert (folder / "00001" / "text").read_text() == "TRIAL 00001"
     assert [path.name for path in folder.iterdir()] == ["00001"]

@@ -75,6 +75,8 @@ def main() -> None:
     captune run examples/shapes.yaml              run it
     captune results shapes --sort cider           its trials, the best first
     captune best shapes                           the best one
+    captune pareto shapes                         what no other beats in quality and cost
+    captune export shapes --max-size-mb 5         the best of at most 5 MB, into a folder
     captune caption shapes photo.jpg              what it says about a picture
     """
     # A trainable of one's own lies beside the experiment, where the command is typed.

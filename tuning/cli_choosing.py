@@ -95,7 +95,7 @@ def compare(name: str, a: str, b: str, show: str | None, limit: int | None, form
     \b
     Examples:
       captune compare shapes 00002 00003
-      captune compare shapes 00002-none 00002-int8 --show captions --limit 5
+      captune compare shapes v00000 v00003 --show captions --limit 5
       captune compare shapes 00002 00003 --format csv
     """
     from rich.console import Console
@@ -158,7 +158,7 @@ def export(
       captune export shapes
       captune export shapes --max-size-mb 5 --max-latency-ms 20 --to captioner
       captune export shapes --trial 00002
-      captune export shapes --variant 00002-int8
+      captune export shapes --variant v00003
     """
     from rich.console import Console
 
@@ -182,14 +182,10 @@ def export(
         else:
             limits = limits_of(found, at_most)
             row = best_within(found, limits)
-        checkpoint = checkpoint_of(found, row)
+        folder = to or found.folder / "exported" / name_of(row)
+        ship(found.experiment.trainable, checkpoint_of(found, row), folder)
     except CannotShip as error:
         raise WorkFailed(str(error)) from error
-    folder = to or found.folder / "exported" / name_of(row)
-    try:
-        ship(found.experiment.trainable, checkpoint, folder)
-    except Exception as error:  # code of the trainable
-        raise WorkFailed(f"{checkpoint} could not be exported: {type(error).__name__}: {error}") from error
     Console(soft_wrap=True).print(shipped_table(found, row, limits, folder))
 
 

@@ -24,7 +24,7 @@ from tuning.events import Listener
 from tuning.experiment import Experiment, ExperimentError
 from tuning.results import Results, load
 from tuning.resuming import refuse_changes
-from tuning.shipping import ship
+from tuning.shipping import CannotShip, ship
 from tuning.storage import write_description
 from tuning.strategies import open_strategy
 from tuning.warm_start import earlier_trials
@@ -157,8 +157,7 @@ def _export_best(experiment: Experiment, results: Results) -> None:
         return
     try:
         ship(experiment.trainable, results.folder / best["checkpoint"], results.folder / "best")
-    except Exception as error:  # code of the trainable, after hours of work: nothing of that may get lost
+    except CannotShip as error:  # after hours of work: nothing of that may get lost
         raise ExportFailed(
-            f"the run is done, but its best trial {best['trial_id']} could not be exported: "
-            f"{type(error).__name__}: {error}"
+            f"the run is done, but its best trial {best['trial_id']} could not be shipped: {error}"
         ) from error

@@ -34,7 +34,7 @@ class CannotShip(RuntimeError):
 
 
 def label(row: pd.Series) -> str:
-    """`variant 00002-int8` or `trial 00002`."""
+    """`variant v00003` or `trial 00002`."""
     return f"{_kind(row)} {name_of(row)}"
 
 
@@ -127,16 +127,20 @@ def ship(trainable: str, checkpoint: Path, folder: Path) -> None:
         folder: made with its parents.
 
     Raises:
-        Exception: whatever the trainable's `export` raises.
+        CannotShip: the trainable's `export` failed, or the folder cannot be written.
+        SettingsError: there is no such trainable.
     """
     export = getattr(resolve_trainable(trainable), "export", shutil.copytree)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".captune-") as scratch:
-        aside = Path(scratch) / folder.name
-        export(checkpoint, aside)
-        if folder.is_dir():
-            shutil.rmtree(folder)
-        aside.rename(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".captune-") as scratch:
+            aside = Path(scratch) / folder.name
+            export(checkpoint, aside)
+            if folder.is_dir():
+                shutil.rmtree(folder)
+            aside.rename(folder)
+    except Exception as error:  # code of the trainable may raise anything
+        raise CannotShip(f"{checkpoint} could not be exported: {type(error).__name__}: {error}") from error
 
 
 def _kind(row: pd.Series) -> str:
