@@ -50,7 +50,7 @@ def write_onnx(captioner: Captioner, folder: Path, *, max_tokens: int) -> str:
     if missing:
         return f"no ONNX graphs: {' and '.join(missing)} not installed (pip install captune[onnx])"
     image_size, decoder = captioner.image_size, captioner.decoder
-    # Two images and two tokens: torch.export takes sizes of 0 and 1 for constants.
+    # Two images and two tokens: torch.export may take sizes of 0 and 1 for constants.
     images = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
     token = torch.full((2,), BOS)
     with torch.no_grad():
