@@ -527,6 +527,22 @@ def test_killed_with_several_gangs_nothing_is_lost_or_done_twice(tmp_path, name,
     assert all(done == list(range(1, len(done) + 1)) for done in epochs_of(both).values())
 
 
+def test_who_has_no_figures_since_its_rung_is_not_promoted_again_by_a_resumed_run(tmp_path):
+    """Between rungs captioning has no objective, so no result tells the scheduler that a trial went on."""
+
+    def at_rungs_only(run, epoch):
+        return figures(run, epoch) if epoch in (1, 3, 9) else {"worker_s": 60.0, "seconds": 60.0}
+
+    for limit in range(4, 16):
+        folder = tmp_path / f"{limit}"
+        folder.mkdir()
+        before, after = Recorder(), Recorder()
+        drive(open_search(folder, before), limit, curve=at_rungs_only)
+        resumed = open_search(folder, after)
+        resumed.replay(*as_tables(before.events))
+        drive(resumed, gangs=2, curve=at_rungs_only)  # asserts that nothing runs twice
+
+
 def test_a_resumed_search_has_the_rungs_and_the_paused_trials_of_the_first(tmp_path):
     before, after = Recorder(), Recorder()
     first = open_search(tmp_path, before)

@@ -89,6 +89,8 @@ def _one_thread() -> Iterator[None]:
 class Auto:
     """A proposer and a scheduler in one, which `tuning/strategies.py` hands to both places."""
 
+    synchronous = False
+
     def __init__(
         self,
         space: Space,
@@ -173,6 +175,15 @@ class Auto:
         if promoted is not None:
             self._waiting.pop(int(promoted), None)
         return promoted
+
+    def next_stop(self, *, or_new: bool = True) -> None:
+        """None: who is not promoted stays paused."""
+
+    def went_on(self, trial_id: str, epoch: int) -> None:
+        """It does not wait any more, in ASHA's rungs neither."""
+        if self._waiting.get(int(trial_id), epoch) < epoch:
+            del self._waiting[int(trial_id)]
+        self._asha.went_on(trial_id, epoch)
 
     def drop(self, trial_id: str) -> None:
         """Never promote it; if it failed, remember where it would have been evaluated next as a bad place."""

@@ -51,7 +51,7 @@ class CurveTable:
         self.name = results.name
         _refuse_other_space(results, experiment)
         self._metrics = _metrics(results, experiment)
-        self._full_epochs = experiment.scheduler.full_epochs()
+        self._full_epochs = experiment.full_epochs()
         self._fixed = experiment.model
         self._domains = dict(results.experiment.space)
         self._configs = configurations(results.trials, results.experiment.space)

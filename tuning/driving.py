@@ -138,7 +138,7 @@ def _order_maker(experiment: Experiment, folder: Path) -> Callable[[Run], Order]
             seed=experiment.search.seed * 1_000_003 + int(run.trial_id),
             precision=experiment.training.precision,
             max_epochs=max_epochs,
-            full_epochs=experiment.scheduler.full_epochs(),
+            full_epochs=experiment.full_epochs(),
             folder=str(folder / "checkpoints" / run.trial_id),
             epoch=run.epoch,
             attempt=run.attempt,

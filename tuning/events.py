@@ -25,6 +25,10 @@ class TrialStarted:
     """Searched hyperparameters by dotted name; a conditional one that is not active is absent."""
     at: datetime
     """UTC, timezone-aware."""
+    parent: str | None = None
+    """trial_id of the trial from whose checkpoint it goes on; None: it starts from nothing."""
+    parent_epoch: int = 0
+    """Epochs of that checkpoint; its own are numbered on from there."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,16 +84,25 @@ class Constraint(_Strict):
 class Search(_Strict):
     """Which configuration is tried next."""
 
-    algorithm: Literal["auto", "random", "grid", "sobol", "tpe", "gp", "cmaes", "nsga2"] = "auto"
+    algorithm: Literal["auto", "random", "grid", "sobol", "tpe", "gp", "cmaes", "nsga2", "pbt"] = "auto"
     seed: int = 0
     """Decides every random choice of the run: suggestions, initial weights, order of the data."""
     startup_trials: Annotated[int, Field(ge=1)] = 10
     """Trials drawn at random before the first is modelled."""
+    population: Annotated[int, Field(ge=2)] | None = None
+    """`pbt`: trials that are trained side by side; `null`: 8."""
+    interval: Annotated[int, Field(ge=1)] | None = None
+    """`pbt`: epochs between two rungs, at which the last quarter of the population is replaced; `null`: a
+    ninth of `scheduler.max_epochs`."""
     start: Annotated[tuple[dict[str, Any], ...], Field(strict=False)] = ()
     """Configurations that run first, by hyperparameter name; names left out are drawn by the searcher."""
     from_: Annotated[tuple[str, ...], Field(strict=False, alias="from")] = ()
     """Earlier experiments whose trials the searcher (`auto`, `tpe` or `gp`) learns from: a name in `storage`,
     a folder, or a table of trials that ends in `.parquet`."""
+
+    def trained_together(self) -> int:
+        """Size of the population of `pbt`."""
+        return self.population or 8
 
     @field_validator("start", mode="before")
     @classmethod
@@ -148,10 +157,6 @@ class Scheduler(_Strict):
             rungs.append(epoch)
             epoch *= self.reduction_factor
         return tuple(rungs[:1] if self.algorithm == "front" else rungs)
-
-    def full_epochs(self) -> frozenset[int]:
-        """Epochs after which a trial is evaluated in full: at every rung and at its end."""
-        return frozenset({*self.rungs(), self.max_epochs})
 
 
 class Budget(_Strict):
@@ -345,6 +350,18 @@ class Experiment(_Strict):
     def space(self) -> Space:
         """What is searched."""
         return Space.from_dict(self.search_space)
+
+    def rungs(self) -> tuple[int, ...]:
+        """Epochs at which trials are compared, ascending, all before the last."""
+        last = self.scheduler.max_epochs
+        if self.search.algorithm == "pbt":
+            interval = self.search.interval or max(1, last // 9)
+            return tuple(range(interval, last, interval))
+        return self.scheduler.rungs()
+
+    def full_epochs(self) -> frozenset[int]:
+        """Epochs after which a trial is evaluated in full: at every rung and at its end."""
+        return frozenset({*self.rungs(), self.scheduler.max_epochs})
 
     def check_trainable(self) -> None:
         """Ask the trainable whether it can work with `data`, `model` and the searched names.

@@ -65,7 +65,7 @@ class Progress:
             if row["state"] == "running":  # before the interruption; it runs again when it is started again
                 row["state"] = "paused"
         self._forecast = Forecast(experiment, self._ledger, clock=clock)
-        self._levels = sorted(experiment.scheduler.full_epochs())
+        self._levels = sorted(experiment.full_epochs())
         self._fidelity = self._ranks_the_end()
         self._start: float | None = None  # set at the first sign of life: data is prepared before
         self._last_heartbeat = -float("inf")

@@ -42,6 +42,10 @@ class Observed:
     """It diverged, failed or ran out of memory."""
     generation: int = 0
     """Of a population method; `auto` marks with 1 a trial that runs to its end."""
+    parent: str | None = None
+    """trial_id of the trial from whose checkpoint it started; None: from nothing."""
+    parent_epoch: int = 0
+    """Epochs of that checkpoint; its own are numbered on from there."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,9 @@ class Proposal:
 
     config: dict[str, Any]
     generation: int = 0
+    parent: str | None = None
+    """trial_id of a trial from whose checkpoint after `parent_epoch` epochs it is to start."""
+    parent_epoch: int = 0
 
 
 class Proposer(Protocol):

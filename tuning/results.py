@@ -249,7 +249,7 @@ class Results:
             One row per rung and objective: `epoch`, `objective`, `correlation` (NA where fewer than 4 trials
             tell) and `trials`. Mostly promoted trials are compared, which tends to make it too low.
         """
-        objectives, levels = self.experiment.objectives, sorted(self.experiment.scheduler.full_epochs())
+        objectives, levels = self.experiment.objectives, sorted(self.experiment.full_epochs())
         wanted = ["trial_id", "epoch", *(figure_column(each.metric) for each in objectives)]
         rows = self.epochs.loc[self.epochs["epoch"].isin(levels), wanted].to_dict("records")
         return agreement(rows, objectives, levels)  # type: ignore[arg-type]

@@ -38,6 +38,9 @@ class Decision:
 class Scheduler(Protocol):
     """What decides about trials that have begun. Reports may be replayed; none counts twice."""
 
+    synchronous: bool
+    """Whether paused trials wait for those that run: none goes on out of turn, to use a free gang."""
+
     def report(self, trial_id: str, epoch: int, standing: Standing) -> Decision:
         """Take notice of how a trial stands after `epoch` epochs, and decide about it."""
 
@@ -46,6 +49,12 @@ class Scheduler(Protocol):
 
         `or_new`: whether a new trial may start instead.
         """
+
+    def next_stop(self, *, or_new: bool = True) -> tuple[str, str] | None:
+        """A paused trial that is over from now on, and why; None: there is none (left)."""
+
+    def went_on(self, trial_id: str, epoch: int) -> None:
+        """The trial has trained for `epoch` epochs, the last without figures: it waits at no rung before."""
 
     def drop(self, trial_id: str) -> None:
         """The trial is over for another reason: it is never promoted."""
@@ -71,6 +80,8 @@ class PromotingAsha:
     the candidates by that number, not the promotions, so that rungs whose order changes promote more.
     """
 
+    synchronous = False
+
     def __init__(self, *, rungs: Sequence[int], reduction_factor: int):
         """Start with empty rungs.
 
@@ -84,7 +95,7 @@ class PromotingAsha:
 
     def report(self, trial_id: str, epoch: int, standing: Standing) -> Decision:
         """Pause a trial at its rung; beyond a rung, it is known to have been promoted there."""
-        self._mark_promoted(trial_id, epoch)
+        self.went_on(trial_id, epoch)
         if epoch not in self._epochs:
             return Decision("continue")
         level = self._epochs.index(epoch)
@@ -105,16 +116,20 @@ class PromotingAsha:
                     return best
         return None
 
+    def next_stop(self, *, or_new: bool = True) -> None:
+        """None: who is not promoted stays paused."""
+
+    def went_on(self, trial_id: str, epoch: int) -> None:
+        """It was promoted at every rung before `epoch`."""
+        for rung_epoch, rung in zip(self._epochs, self._rungs, strict=True):
+            if rung_epoch < epoch and trial_id in rung.index:
+                rung.promoted.add(trial_id)
+
     def drop(self, trial_id: str) -> None:
         """Take a trial out of the queues; it stays in the rungs that it reached."""
         for rung in self._rungs:
             if trial_id in rung.index:
                 rung.dropped.add(trial_id)
-
-    def _mark_promoted(self, trial_id: str, epoch: int) -> None:
-        for rung_epoch, rung in zip(self._epochs, self._rungs, strict=True):
-            if rung_epoch < epoch and trial_id in rung.index:
-                rung.promoted.add(trial_id)
 
     def _enter(self, rung: _Rung, trial_id: str, standing: Standing) -> None:
         index = rung.index[trial_id] = len(rung.members)
@@ -141,6 +156,8 @@ class StoppingAsha:
 
     So the first at a rung always goes on, nobody waits for others, and nobody is called back.
     """
+
+    synchronous = False
 
     def __init__(self, *, rungs: Sequence[int], reduction_factor: int):
         """Start with empty rungs.
@@ -171,6 +188,12 @@ class StoppingAsha:
     def next_promotion(self, *, or_new: bool = True) -> str | None:
         """None: nothing is ever paused."""
         return None
+
+    def next_stop(self, *, or_new: bool = True) -> None:
+        """None: who is stopped is told so at once."""
+
+    def went_on(self, trial_id: str, epoch: int) -> None:
+        """Nothing: nobody waits."""
 
     def drop(self, trial_id: str) -> None:
         """Nothing: who is over is not asked about again."""

@@ -17,10 +17,11 @@ The parts, each usable alone:
 * a searcher (`tuning.searcher`): `suggest() -> trial_id, config`, `report(trial_id, epoch, standing)`,
   `finish(trial_id, state)`;
 * a scheduler (`tuning.scheduler`): `report(trial_id, epoch, standing) -> continue | pause | stop`,
-  `next_promotion() -> trial_id | None`, `drop(trial_id)`;
+  `next_promotion() -> trial_id | None`, `next_stop() -> trial_id, reason | None`, `drop(trial_id)`;
 * a budget (`tuning.budget`): `may_start`, `exhausted`, `epochs_left`.
 
-A trial's identity is its number in the Optuna study, "00012". A driver may send the same trial several
+A trial's identity is its number in the Optuna study, "00012". One that starts from another's checkpoint (a
+fork, see `tuning/pbt.py`) has its first epochs behind it when it starts. A driver may send the same trial several
 times (after a promotion, a crash, or when a killed experiment is resumed); what was reported before is not
 counted twice.
 """
@@ -56,10 +57,18 @@ class Trial:
     trial_id: str
     config: Mapping[str, Any]
     epoch: int = 0
-    """Epochs reported."""
+    """Epochs reported; of a fork at first those of its parent's checkpoint."""
+    parent: str | None = None
+    """trial_id of the trial from whose checkpoint it starts."""
+    parent_epoch: int = 0
     attempt: int = 1
     lost: int = field(default=0)
     """How often a driver lost the trial (its actor or its node died)."""
+
+    @property
+    def new_fork(self) -> bool:
+        """Whether what it goes on from is still its parent's."""
+        return self.parent is not None and self.epoch == self.parent_epoch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +107,7 @@ class Search:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ):
         self._objectives = experiment.objectives
-        self._full_epochs = experiment.scheduler.full_epochs()
+        self._full_epochs = experiment.full_epochs()
         self._max_epochs = experiment.scheduler.max_epochs
         self._max_failures = experiment.training.max_failures
         self._constraints = experiment.constraints
@@ -238,9 +247,9 @@ class Search:
             raise ExperimentError(
                 [f"the tables have trials that study.journal does not know: {', '.join(unknown)}"]
             )
-        for trial_id, config in configs.items():
+        for trial_id in configs:
             self._budget.count_trial()
-            self._trials[trial_id] = Trial(trial_id, config)
+            self._open(trial_id)
         decisions: dict[str, Decision] = {}
         for row in _as_it_happened(trials, epochs):
             trial = self._trials[row["trial_id"]]
@@ -286,7 +295,9 @@ class Search:
                 self._tell(self._paused(trial, decision.reason))
         else:
             self._waiting.append(trial.trial_id)
-            if state == "running":
+            if trial.new_fork:
+                self._tell(self._started(trial))  # it takes its checkpoint before its parent goes on
+            if trial.new_fork or state == "running":
                 self._tell(self._paused(trial, INTERRUPTED))
 
     # What runs next.
@@ -296,12 +307,32 @@ class Search:
             return None
         if not self._has_room(0):
             return self._unfinished_best()
-        if self._waiting:
-            return self._trials[self._waiting.popleft()]
+        self._stop_paused()
+        if (taken_up := self._take_up()) is not None:
+            return taken_up
         promoted = self._scheduler.next_promotion(or_new=self._budget.may_start)
         if promoted is not None:
             return self._trials[promoted]
-        return self._new_trial() or self._unfinished_best()
+        if (new := self._new_trial()) is not None:
+            return new
+        return None if self._scheduler.synchronous and self._running else self._unfinished_best()
+
+    def _stop_paused(self) -> None:
+        while (found := self._scheduler.next_stop(or_new=self._budget.may_start)) is not None:
+            trial_id, reason = found
+            self._close_trial(self._trials[trial_id], "stopped")
+            self._tell(TrialEnded(trial_id=trial_id, state="stopped", reason=reason, at=self._now()))
+
+    def _take_up(self) -> Trial | None:
+        """The first that was interrupted or lost; a fork of which the parent has yet to come where it forks
+        (the tables of a killed driver did not know that it had) waits for it."""
+        for trial_id in self._waiting:
+            trial = self._trials[trial_id]
+            parent = self._trials.get(trial.parent or "")
+            if not trial.new_fork or parent is None or parent.epoch >= trial.parent_epoch:
+                self._waiting.remove(trial_id)
+                return trial
+        return None
 
     def _new_trial(self) -> Trial | None:
         if not self._budget.may_start or self.given_up:
@@ -310,8 +341,17 @@ class Search:
         if suggestion is None:
             return None
         self._budget.count_trial()
-        trial = Trial(suggestion.trial_id, suggestion.config)
-        self._trials[trial.trial_id] = trial
+        return self._open(suggestion.trial_id)
+
+    def _open(self, trial_id: str) -> Trial:
+        known = self._searcher.observed[int(trial_id)]
+        trial = self._trials[trial_id] = Trial(
+            trial_id,
+            known.config,
+            epoch=known.parent_epoch,
+            parent=known.parent,
+            parent_epoch=known.parent_epoch,
+        )
         return trial
 
     def _unfinished_best(self) -> Trial | None:
@@ -344,6 +384,7 @@ class Search:
         """What scheduler and searcher make of an epoch; objectives may be absent between rungs."""
         values = [metrics.get(objective.metric) for objective in self._objectives]
         if any(value is None for value in values):
+            self._scheduler.went_on(trial.trial_id, trial.epoch)
             return Decision("continue")
         violations = [each.excess(metrics.get(each.metric, math.nan)) for each in self._constraints]
         standing = Standing(
@@ -435,7 +476,13 @@ class Search:
         self._gained = False
 
     def _started(self, trial: Trial) -> TrialStarted:
-        return TrialStarted(trial_id=trial.trial_id, config=trial.config, at=self._now())
+        return TrialStarted(
+            trial_id=trial.trial_id,
+            config=trial.config,
+            at=self._now(),
+            parent=trial.parent,
+            parent_epoch=trial.parent_epoch,
+        )
 
     def _paused(self, trial: Trial, reason: str) -> TrialEnded:
         return TrialEnded(trial_id=trial.trial_id, state="paused", reason=reason, at=self._now())

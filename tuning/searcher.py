@@ -31,6 +31,8 @@ _OUTCOMES: dict[str, optuna.trial.TrialState] = {
     "failed": optuna.trial.TrialState.FAIL,
     "out_of_memory": optuna.trial.TrialState.FAIL,
 }
+#: What is kept of a proposal beside its configuration, as user attributes of the study's trial.
+_PROPOSED = ("generation", "parent", "parent_epoch")
 _WENT_WRONG = ("diverged", "failed", "out_of_memory")
 
 
@@ -103,7 +105,8 @@ class Searcher:
         # Optuna looks a trial up by copying the list of all of them; the storage's own numbers spare that.
         self._ids: list[int] = []
         for trial in self._study.get_trials(deepcopy=False):
-            self._remember(trial.params, trial.user_attrs.get("generation", 0), trial._trial_id)
+            known = {name: trial.user_attrs[name] for name in _PROPOSED if name in trial.user_attrs}
+            self._remember(Proposal(trial.params, **known), trial._trial_id)
 
     def suggest(self) -> Suggestion | None:
         """Open a trial; None where the proposer has no more."""
@@ -119,11 +122,11 @@ class Searcher:
             state=optuna.trial.TrialState.RUNNING,
             params=proposal.config,
             distributions={name: distributions[name] for name in proposal.config},
-            user_attrs={"generation": proposal.generation} if proposal.generation else {},
+            user_attrs={name: value for name in _PROPOSED if (value := getattr(proposal, name))},
         )
         # Not Study.ask: it opens the trial first and writes each hyperparameter with a wait for the disk.
         storage_id = self._study._storage.create_new_trial(self._study._study_id, template_trial=template)
-        self._remember(proposal.config, proposal.generation, storage_id)
+        self._remember(proposal, storage_id)
         return Suggestion(trial_id=f"{number:05d}", config=proposal.config)
 
     def report(self, trial_id: str, epoch: int, standing: Standing, violations: Sequence[float] = ()) -> None:
@@ -180,8 +183,9 @@ class Searcher:
         """Configuration of every trial that was suggested, by trial_id, oldest first."""
         return {f"{number:05d}": trial.config for number, trial in enumerate(self.observed)}
 
-    def _remember(self, config: Mapping[str, Any], generation: int, storage_id: int) -> None:
-        self.observed.append(Observed(dict(config), generation=generation))
+    def _remember(self, proposal: Proposal, storage_id: int) -> None:
+        remembered = {name: getattr(proposal, name) for name in _PROPOSED}
+        self.observed.append(Observed(dict(proposal.config), **remembered))
         self._ids.append(storage_id)
 
     def _find(self, trial_id: str) -> Observed:

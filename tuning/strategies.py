@@ -12,6 +12,7 @@ from tuning.auto import Auto
 from tuning.experiment import Experiment
 from tuning.front_scheduler import FrontScheduler
 from tuning.plan import grid_size
+from tuning.pbt import Pbt
 from tuning.proposers import CmaEs, Grid, Modelled, Nsga2, Observed, Proposer, Random, Sobol, make_sampler
 from tuning.scheduler import PromotingAsha, Scheduler, StoppingAsha
 from tuning.searcher import Searcher
@@ -40,6 +41,9 @@ def open_strategy(
         proposer=proposer,
         start=experiment.search.start,
     )
+    if isinstance(proposer, Pbt):
+        proposer.watch(searcher.observed)
+        return searcher, proposer
     if isinstance(proposer, Auto):
         # Where trials are what is counted, the model would train most of them to their end: it costs nothing.
         decides = experiment.scheduler.algorithm == "auto" and experiment.budget.trials is None
@@ -64,7 +68,7 @@ def make_scheduler(experiment: Experiment) -> Scheduler:
 def make_proposer(experiment: Experiment, earlier: Sequence[Observed] = ()) -> Proposer:
     """The proposer that `search.algorithm` names; those that do not learn ignore `earlier`."""
     space, settings = experiment.space, experiment.search
-    levels = sorted(experiment.scheduler.full_epochs())
+    levels = sorted(experiment.full_epochs())
     match settings.algorithm:
         case "auto":
             return Auto(
@@ -83,6 +87,8 @@ def make_proposer(experiment: Experiment, earlier: Sequence[Observed] = ()) -> P
             return Grid(space, settings.seed)
         case "cmaes":
             return CmaEs(space, settings.seed, levels=levels)
+        case "pbt":
+            return Pbt(space, settings.seed, rungs=experiment.rungs(), population=settings.trained_together())
         case "nsga2":
             return Nsga2(space, settings.seed, levels=levels)
         case "tpe" | "gp":

@@ -90,7 +90,7 @@ class TrainableCurves:
         trial = self._open[trial_id]
         self._seed_everything(seed, epoch, 0)
         metrics = self._figures("train_epoch", trial.train_epoch())
-        full = epoch in self._experiment.scheduler.full_epochs()
+        full = epoch in self._experiment.full_epochs()
         return metrics | self._figures("evaluate", trial.evaluate(full=full))
 
     def _release(self, trial_id: str) -> None:

@@ -134,7 +134,7 @@ def _take(source: _Source, experiment: Experiment, index: int) -> tuple[list[Obs
         parts.append(f"{count(len(outside), 'trial')} outside the domains ({_list(sum(outside, []))})")
     without = len(configs) - len(taken) - len(outside)
     if without:
-        epochs = _list(sorted(experiment.scheduler.full_epochs()))
+        epochs = _list(sorted(experiment.full_epochs()))
         parts.append(f"{count(without, 'trial')} without a result after epoch {epochs}")
     return taken, f"from {source.name}: {'; '.join(parts)}"
 
@@ -190,7 +190,7 @@ def _results(
     source: _Source, experiment: Experiment, comparison: Comparison, absent: list[str]
 ) -> dict[str, dict[int, Standing]]:
     """How each trial stood, by trial_id and full epoch."""
-    full_epochs = experiment.scheduler.full_epochs()
+    full_epochs = experiment.full_epochs()
     bounds = [(figure_column(each.metric), each.excess) for each in experiment.constraints]
     results: dict[str, dict[int, Standing]] = {}
     for trial_id, epoch, row in _figures(source, full_epochs):
