@@ -8,6 +8,8 @@ from trainables.trial import SettingsError, TrialDiverged
 class Polynomial:
     """Every worker does the same work, so that all report equal figures without talking to each other."""
 
+    mutable = frozenset({"learning_rate", "ridge", "batch_size"})  # in mid-training: all but the degree
+
     @classmethod
     def check(cls, data, settings, searched):
         """Refuse names that `setup` would not know."""

@@ -303,9 +303,9 @@ def test_with_several_objectives_results_are_ranked_front_by_front(captune):
 
 
 def test_expected_epochs_without_rungs_are_all():
-    scheduler = Experiment.from_dict(SPEC | {"scheduler": {"algorithm": "none", "max_epochs": 5}}).scheduler
-    assert expected_epochs(scheduler, 4) == 20
-    asha = Experiment.from_dict(SPEC).scheduler
+    no_rungs = Experiment.from_dict(SPEC | {"scheduler": {"algorithm": "none", "max_epochs": 5}})
+    assert expected_epochs(no_rungs, 4) == 20
+    asha = Experiment.from_dict(SPEC)
     assert expected_epochs(asha, 9) == pytest.approx(9 * 1 + 3 * 2 + 1 * 6)
 
 

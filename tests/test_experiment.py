@@ -109,7 +109,7 @@ storage: s3://bucket/results
         f"{path}:7: search_space.ratio.when: 'methd' is not searched; did you mean 'method'?",
         f"{path}:10: objectives.0.mode: got 'maximum': should be 'max' or 'min'; did you mean 'max'?",
         f"{path}:11: search.algorithm: got 'tpee': should be 'auto', 'random', 'grid', 'sobol', 'tpe', 'gp', "
-        "'cmaes' or 'nsga2'; did you mean 'tpe'?",
+        "'cmaes', 'nsga2' or 'pbt'; did you mean 'tpe'?",
         "--set search.seed=x: search.seed: got 'x': should be a valid integer",
         f"{path}:12: scheduler: `min_epochs <= max_epochs` must hold, but got min_epochs=9, max_epochs=3",
         f"{path}:13: budget.time: got '2 hours': must be seconds or text such as 90s, 30m, 2h, 1h30m",
@@ -176,7 +176,7 @@ TWO = "[{metric: cider, mode: max, reference: 0.1}, {metric: size_mb, mode: min}
 def test_an_algorithm_for_one_objective_refuses_two(write, override, message):
     (problem,) = problems(write(), f"objectives={TWO}", override)
     assert problem.startswith(f"--set {override}: search.algorithm: {message}")
-    assert problem.endswith("; auto, tpe, nsga2, random, grid and sobol take several")
+    assert problem.endswith("; auto, tpe, nsga2, pbt, random, grid and sobol take several")
     Experiment.load(write(), [override])
 
 

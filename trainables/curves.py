@@ -48,6 +48,8 @@ class CurveSettings(BaseModel):
 class Curves:
     """The trainable `curves`; implements `trainables.trial.Trainable`."""
 
+    mutable = frozenset(CurveSettings.model_fields)
+
     @classmethod
     def check(
         cls, data: Mapping[str, Any], settings: Mapping[str, Any], searched: Mapping[str, list[Any]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -71,6 +71,10 @@ class Trainable(Protocol):
     * `compare(a, b, data, *, progress) -> Tables` uses two exported folders on the validation split of the
       experiment's `data` section and tells how they differ, above all what `b` does worse than `a`:
       `captune compare` shows its tables.
+
+    And a class attribute `mutable`, a set of names: hyperparameters that may change in mid-training. With
+    others of these, `setup` and then `load` of a trial's checkpoint go on from its weights, and what is new
+    acts from the next epoch on. `search.algorithm: pbt` searches no others.
     """
 
     def setup(self, config: Mapping[str, Any], context: TrialContext) -> None:
@@ -113,6 +117,28 @@ class SettingsError(ValueError):
 
     def __str__(self) -> str:
         return f"{'.'.join(self.path)}: {self.message}"
+
+
+def refuse_immutable(searched: Iterable[str], mutable: Collection[str], trainable: str) -> None:
+    """Refuse to search what may not change in mid-training.
+
+    Args:
+        searched: names of the hyperparameters.
+        mutable: those that may change, as the class attribute of the trainable says.
+        trainable: its name.
+
+    Raises:
+        SettingsError: names the first that may not.
+    """
+    for name in searched:
+        if name not in mutable:
+            valid = f"of {trainable!r} these may: {', '.join(sorted(mutable))}"
+            if not mutable:
+                valid = f"{trainable!r} names none that may (class attribute `mutable`)"
+            raise SettingsError(
+                ("search_space", name),
+                f"may not change in mid-training, as `search.algorithm: pbt` would have it; {valid}",
+            )
 
 
 def resolve_trainable(name: str) -> Callable[[], Trainable]:

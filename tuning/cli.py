@@ -163,7 +163,7 @@ def check(file: str, overrides: tuple[str, ...], storage: str | None) -> None:
 
 @main.command()
 @click.argument("name")
-@click.argument("table", type=click.Choice(["trials", "epochs"]), default="trials")
+@click.argument("table", type=click.Choice(["trials", "epochs", "schedule"]), default="trials")
 @click.option(
     "--sort",
     "sort_by",
@@ -201,6 +201,9 @@ def results(
 ) -> None:
     """Show the TABLE (trials or epochs) of experiment NAME: on screen the most telling columns.
 
+    `schedule`: under which configurations the best trial was trained, epoch by epoch, where
+    `search.algorithm: pbt` changed them.
+
     \b
     Examples:
       captune results shapes
@@ -210,6 +213,7 @@ def results(
       captune results shapes --columns trial_id,learning_rate,cider --format csv
       captune results shapes epochs --where "trial_id == 00003"
       captune results shapes epochs --format parquet --output epochs.parquet
+      captune results shapes schedule --format csv
     """
     from tuning import query
     from tuning.results import load
@@ -220,7 +224,7 @@ def results(
         raise click.UsageError("--output needs --format csv, json or parquet")
     found = load(name, storage)
     on_screen = form == "table" and table == "trials"
-    frame: pd.DataFrame = found.ranked() if on_screen else getattr(found, table)
+    frame: pd.DataFrame = found.ranked() if on_screen else _table(found, table)
     if where is not None:
         frame = query.where(frame, where)
     if sort_by is not None:
@@ -231,7 +235,7 @@ def results(
         frame = query.select(frame, [part.strip() for part in columns.split(",")])
     chosen = frame.head(limit) if limit else frame
     if form == "table":
-        _print_table(chosen, found, whole=columns is not None)
+        _print_table(chosen, found, whole=columns is not None or table == "schedule")
     else:
         write_frame(chosen, form, output)
 
@@ -438,6 +442,15 @@ def _good(found: Results, column: str) -> str | None:
     return modes.get(column)
 
 
+def _table(found: Results, name: str) -> pd.DataFrame:
+    if name != "schedule":
+        return getattr(found, name)
+    try:
+        return found.schedule()
+    except ValueError as error:  # no trial has a figure
+        raise WorkFailed(str(error)) from error
+
+
 def _print_table(frame: pd.DataFrame, found: Results, *, whole: bool = False) -> None:
     """All columns if `whole`; else the telling ones, as many as a terminal has room for."""
     from rich.console import Console
@@ -478,6 +491,7 @@ def _print_best(found: Results) -> None:
     from rich.console import Console
 
     from tuning.fidelity import in_full
+    from tuning.render import frame_table
     from tuning.summaries import best_table
 
     try:
@@ -487,5 +501,8 @@ def _print_best(found: Results) -> None:
     Console(soft_wrap=True).print(best_table(found, row))
     folder = found.folder / "best"
     click.echo(f"model  {folder if folder.is_dir() else found.folder / str(row['checkpoint'])}")
+    if len(schedule := found.schedule(row["trial_id"])) > 1:
+        click.echo("\nits weights were trained under")
+        Console(width=WIDE).print(frame_table(schedule.drop(columns="seed")), soft_wrap=True)
     for line in in_full(found.fidelity()):
         click.echo(line)

@@ -20,6 +20,8 @@ _ONE_OBJECTIVE = frozenset({"gp", "cmaes"})
 _SEVERAL_OBJECTIVES = frozenset({"nsga2"})
 #: Algorithms that `tuning/strategies.py` shows the trials of earlier experiments.
 _LEARNS_FROM_EARLIER = ("auto", "tpe", "gp")
+#: Keys of `scheduler` that mean nothing to `pbt`, and the value that says nothing.
+_NOT_OF_PBT = {"algorithm": "auto", "min_epochs": "auto", "reduction_factor": 3}
 
 
 class Contradictions(ValueError):
@@ -43,6 +45,7 @@ def refuse_contradictions(experiment: Experiment) -> None:
         *_algorithm_and_objectives(experiment),
         *_grid(experiment),
         *_front(experiment),
+        *_population(experiment),
         *(
             problem
             for index, config in enumerate(experiment.search.start)
@@ -58,10 +61,10 @@ def _algorithm_and_objectives(experiment: Experiment) -> Iterator[Problem]:
     algorithm, metrics = experiment.search.algorithm, [each.metric for each in experiment.objectives]
     if algorithm in _ONE_OBJECTIVE and len(metrics) > 1:
         rule = f"needs exactly one objective, but there are {len(metrics)} ({', '.join(metrics)})"
-        others = "auto, tpe, nsga2, random, grid and sobol take several"
+        others = "auto, tpe, nsga2, pbt, random, grid and sobol take several"
     elif algorithm in _SEVERAL_OBJECTIVES and len(metrics) == 1:
         rule = f"needs at least two objectives, but there is one ({metrics[0]})"
-        others = "auto, tpe, gp, cmaes, random, grid and sobol take one"
+        others = "auto, tpe, gp, cmaes, pbt, random, grid and sobol take one"
     else:
         return
     yield ("search", "algorithm"), f"got {algorithm!r}: {rule}; {others}"
@@ -86,6 +89,28 @@ def _grid(experiment: Experiment) -> Iterator[Problem]:
 def _front(experiment: Experiment) -> Iterator[Problem]:
     if experiment.scheduler.algorithm == "front" and experiment.budget.trials is None:
         yield ("scheduler", "algorithm"), "got 'front': needs `budget.trials`, the trials that it waits for"
+
+
+def _population(experiment: Experiment) -> Iterator[Problem]:
+    """`pbt` has rungs of its own; the others have no population."""
+    search, scheduler = experiment.search, experiment.scheduler
+    if search.algorithm != "pbt":
+        for key in ("population", "interval"):
+            if (value := getattr(search, key)) is not None:
+                rule = f"got {value}: belongs to `search.algorithm: pbt`, but that is {search.algorithm!r}"
+                yield ("search", key), f"{rule}; leave it out"
+        return
+    for key, unsaid in _NOT_OF_PBT.items():
+        if (value := getattr(scheduler, key)) != unsaid:
+            rule = "`search.algorithm: pbt` itself decides which trials go on"
+            yield ("scheduler", key), f"got {value!r}: {rule}, every `search.interval` epochs; leave it out"
+    if not experiment.rungs():
+        needed = (search.interval or 1) + 1
+        rule = f"`search.algorithm: pbt` compares trials before their last epoch; needs at least {needed}"
+        yield ("scheduler", "max_epochs"), f"got {scheduler.max_epochs}: {rule}"
+    if len(search.start) > search.places():
+        rule = f"only the population begins with given configurations, and has {search.places()} trials"
+        yield ("search", "start"), f"got {len(search.start)} of them: {rule}"
 
 
 def _start(config: Mapping[str, Any], space: Space, place: tuple[str | int, ...]) -> Iterator[Problem]:

@@ -29,6 +29,7 @@ from trainables.order import Failure
 from tuning.comparison import WENT_WRONG
 from tuning.configurations import configurations
 from tuning.experiment_file import ExperimentError
+from tuning.lineage import without_forks
 from tuning.schema import figure_column
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ SECONDS = "seconds"
 class CurveTable:
     """The curves of all trials of an earlier experiment, up to the last epoch of the one to be simulated.
 
-    Only objectives, constraints and `seconds` are kept; `worker_s` follows from the workers simulated.
+    Forks are left out: their figures are not due to their own configuration alone. Only objectives,
+    constraints and `seconds` are kept; `worker_s` follows from the workers simulated.
 
     Raises:
         ExperimentError: hyperparameters or figures are missing in one of the two, or no trial has a curve.
@@ -54,12 +56,13 @@ class CurveTable:
         self._full_epochs = experiment.full_epochs()
         self._fixed = experiment.model
         self._domains = dict(results.experiment.space)
-        self._configs = configurations(results.trials, results.experiment.space)
+        trials = without_forks(results.trials)
+        self._configs = configurations(trials, results.experiment.space)
         epochs = experiment.scheduler.max_epochs
         measured = {  # float [trials, epochs], NaN where it was not measured
             metric: _matrix(results, column, list(self._configs)) for metric, column in self._metrics.items()
         }
-        states = results.trials.set_index("trial_id")[["state", "reason", "epochs"]]
+        states = trials.set_index("trial_id")[["state", "reason", "epochs"]]
         wrong = states["state"].isin(WENT_WRONG).to_numpy(dtype=bool)
         reached = states["epochs"].fillna(0).to_numpy(dtype=int)
         modes = {each.metric: each.mode for each in experiment.objectives}

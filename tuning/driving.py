@@ -19,6 +19,7 @@ from tuning.budget import BudgetGuard
 from tuning.checkpoints import CheckpointKeeper
 from tuning.events import Listener
 from tuning.experiment import Experiment
+from tuning.lineage import trial_seed
 from tuning.resources import GangPlan
 from tuning.results import ResultsWriter
 from tuning.resuming import history
@@ -135,7 +136,7 @@ def _order_maker(experiment: Experiment, folder: Path) -> Callable[[Run], Order]
             config={**experiment.model, **run.config},
             data=experiment.data,
             # Trial 7 is the same trial whichever gang runs it and whatever ran before.
-            seed=experiment.search.seed * 1_000_003 + int(run.trial_id),
+            seed=trial_seed(experiment.search.seed, run.trial_id),
             precision=experiment.training.precision,
             max_epochs=max_epochs,
             full_epochs=experiment.full_epochs(),

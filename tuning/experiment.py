@@ -9,6 +9,7 @@ trainable, which is asked before anything starts.
 
 from __future__ import annotations
 
+import math
 import re
 import typing
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ from pydantic_core import ErrorDetails
 
 import search_spaces
 from search_spaces.space import Space, SpaceError, nearest
-from trainables.trial import SettingsError, resolve_trainable
+from trainables.trial import SettingsError, refuse_immutable, resolve_trainable
 from tuning.contradictions import Contradictions, refuse_contradictions
 from tuning.experiment_file import ExperimentError, Source, read_experiment_file
 from tuning.resources import GangPlan, plan_gangs
@@ -100,9 +101,13 @@ class Search(_Strict):
     """Earlier experiments whose trials the searcher (`auto`, `tpe` or `gp`) learns from: a name in `storage`,
     a folder, or a table of trials that ends in `.parquet`."""
 
-    def trained_together(self) -> int:
+    def places(self) -> int:
         """Size of the population of `pbt`."""
         return self.population or 8
+
+    def replaced(self) -> int:
+        """How many trials of the population a rung replaces, and of how many of the best by forks."""
+        return min(math.ceil(self.places() / 4), self.places() // 2)
 
     @field_validator("start", mode="before")
     @classmethod
@@ -376,6 +381,8 @@ class Experiment(_Strict):
                 searched[name] = [*searched.get(name, []), *getattr(self.compression, key)]
         try:
             trainable = resolve_trainable(self.trainable)
+            if self.search.algorithm == "pbt":
+                refuse_immutable(self.space, getattr(trainable, "mutable", frozenset()), self.trainable)
             if children and not hasattr(trainable, "variants"):
                 rule = f"got 'children': the trainable {self.trainable!r} has no `variants`, use joint"
                 raise SettingsError(("compression", "search"), rule)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tuning.budget import BudgetGuard
 from tuning.comparison import WENT_WRONG
 from tuning.events import EpochReported, Event, TrialEnded
+from tuning.lineage import starts_after
 from tuning.plan import expected_epochs
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Forecast:
     """
 
     def __init__(self, experiment: Experiment, ledger: Ledger, *, clock: Callable[[], float]):
-        self._budget, self._scheduler = experiment.budget, experiment.scheduler
+        self._experiment, self._budget = experiment, experiment.budget
         self._ledger, self._clock = ledger, clock
         # Without its time, which begins with the first event and not here.
         self.spent = BudgetGuard(experiment.budget.model_copy(update={"time": None}), clock=clock)
@@ -70,7 +71,7 @@ class Forecast:
         """Epochs until all trials of the budget are done, if as many pass each rung as one should expect."""
         if self._budget.trials is None:
             return math.inf
-        trials = self._ledger.trials.values()
-        wrong = [row["epochs"] for row in trials if row["state"] in WENT_WRONG]
-        expected = expected_epochs(self._scheduler, self._budget.trials - len(wrong)) + sum(wrong)
-        return max(0.0, expected - sum(row["epochs"] for row in trials))
+        done = [(row["state"], row["epochs"] - starts_after(row)) for row in self._ledger.trials.values()]
+        wrong = [epochs for state, epochs in done if state in WENT_WRONG]
+        expected = expected_epochs(self._experiment, self._budget.trials - len(wrong)) + sum(wrong)
+        return max(0.0, expected - sum(epochs for _, epochs in done))

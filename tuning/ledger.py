@@ -113,7 +113,9 @@ class Ledger:
     def _started(self, event: TrialStarted) -> None:
         if event.trial_id not in self.trials:
             self._places[event.trial_id] = len(self._places)
-            self.trials[event.trial_id] = {"trial_id": event.trial_id, "epochs": 0}
+            row = self.trials[event.trial_id] = {"trial_id": event.trial_id, "epochs": event.parent_epoch}
+            if event.parent is not None:
+                row |= {"parent": event.parent, "parent_epoch": event.parent_epoch}
             self.trials[event.trial_id] |= self._effort(event.trial_id)
             self._summarise(event.trial_id)  # where only its epochs were written before a kill
         row = self.trials[event.trial_id]

@@ -19,7 +19,6 @@ file knows neither Ray nor files; which hyperparameters may change in mid-traini
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -33,8 +32,6 @@ from tuning.proposers import Observed, Proposal, Random
 from tuning.ranking import Standing, best_first
 from tuning.scheduler import Decision
 
-#: Share of the population that is replaced at a rung, and from which the replacements are forked.
-QUANTILE = 0.25
 #: How often a hyperparameter is drawn anew instead of being changed a little.
 RESAMPLED = 0.25
 #: What numbers are multiplied with.
@@ -52,17 +49,18 @@ class Pbt:
 
     synchronous = True
 
-    def __init__(self, space: Space, seed: int, *, rungs: Sequence[int], population: int):
+    def __init__(self, space: Space, seed: int, *, rungs: Sequence[int], population: int, replaced: int):
         """Begin with an empty population.
 
         Args:
             rungs: epochs after which the population is compared, ascending, at least one.
             population: how many trials it has, at least 2.
+            replaced: how many of them each rung replaces, by forks of as many of the best.
         """
         self._space, self._seed = space, seed
         self._random = Random(space, seed)
         self._rungs, self._population = tuple(rungs), population
-        self._quantile = min(math.ceil(population * QUANTILE), population // 2)
+        self._replaced = replaced
         self._observed: Sequence[Observed] = ()
         self._left: dict[int, int] = {}  # number -> highest rung from which the trial has gone on
         # The generation that is being filled with trials and trained, and what was decided before it.
@@ -201,7 +199,7 @@ class Pbt:
         """Who stays, who is stopped and who is forked, after `rung`; forks will be numbered from `first`."""
         order = best_first([self._observed[n].results[rung] for n in arrived])
         ranked = [arrived[place] for place in order]
-        kept = ranked[: self._population - self._quantile]
+        kept = ranked[: self._population - self._replaced]
         level = self._level
         if not kept:
             population = self._generation // (len(self._rungs) + 1)
@@ -209,7 +207,7 @@ class Pbt:
             return
         self._begin(self._generation + 1, first)
         rng = np.random.default_rng([self._seed, first, 2])
-        best = kept[: self._quantile]
+        best = kept[: self._replaced]
         self._kept = kept
         self._parents = [best[rng.integers(len(best))] for _ in range(self._population - len(kept))]
         self._to_promote.extend(kept)
@@ -239,7 +237,7 @@ def explore(space: Space, config: Mapping[str, Any], rng: np.random.Generator) -
 
 
 def _neighbour(domain: Domain, value: Any, up: bool) -> Any:
-    """The next value up or down from `value`; a zero, which no factor changes, goes by a share of the range."""
+    """The next value up or down; a zero, which no factor changes, moves by a share of the range."""
     if isinstance(domain, Choice):
         same = [v == value and isinstance(v, bool) == isinstance(value, bool) for v in domain.values]
         return domain.values[min(max(same.index(True) + (1 if up else -1), 0), len(same) - 1)]

@@ -16,7 +16,7 @@ from search_spaces.space import Domain, Int, Space
 from tuning.render import count, number
 
 if TYPE_CHECKING:
-    from tuning.experiment import Experiment, Scheduler
+    from tuning.experiment import Experiment
     from tuning.resources import GangPlan
 
 
@@ -41,7 +41,8 @@ def plan_table(experiment: Experiment, plan: GangPlan, machine: Mapping[str, flo
     search = experiment.search
     grid = f" of {count(grid_size(experiment.space), 'configuration')}" if search.algorithm == "grid" else ""
     auto = ", a model of configuration and epoch" if search.algorithm == "auto" else ""
-    table.add_row("search", f"{search.algorithm}{grid}{auto}, seed {search.seed}")
+    together = f", a population of {search.places()}" if search.algorithm == "pbt" else ""
+    table.add_row("search", f"{search.algorithm}{grid}{auto}{together}, seed {search.seed}")
     if search.start:
         table.add_row("starts with", f"{count(len(search.start), 'configuration')} of the file")
     if search.from_:
@@ -49,7 +50,7 @@ def plan_table(experiment: Experiment, plan: GangPlan, machine: Mapping[str, flo
     has = f"{machine['CPU']:g} CPU" + (f", {machine['GPU']:g} GPU" if machine.get("GPU") else "")
     each = f"{plan.cpus_per_worker} CPU" + (f", {plan.gpus_per_worker:g} GPU" if plan.gpus_per_worker else "")
     table.add_row("gangs", f"{plan.gangs} of {count(plan.workers, 'worker')} with {each} each (here: {has})")
-    table.add_row("rungs", _rungs_text(experiment.scheduler))
+    table.add_row("rungs", _rungs_text(experiment))
     table.add_row("budget", _budget_text(experiment))
     compression = experiment.compression
     if compression.search == "children":
@@ -60,10 +61,17 @@ def plan_table(experiment: Experiment, plan: GangPlan, machine: Mapping[str, flo
     return table
 
 
-def expected_epochs(scheduler: Scheduler, trials: int) -> float:
-    """Epochs that `trials` trials run in all, where each rung lets one in `reduction_factor` pass."""
-    total, below, share = 0.0, 0, 1.0
-    for epoch in (*scheduler.rungs(), scheduler.max_epochs):
+def expected_epochs(experiment: Experiment, trials: int) -> float:
+    """Epochs that `trials` trials run in all, where each rung lets one in `reduction_factor` pass.
+
+    In `pbt`, forks take the places of those that a rung stops: a population trains as one trial per place.
+    """
+    scheduler, total, below, share = experiment.scheduler, 0.0, 0, 1.0
+    if experiment.search.algorithm == "pbt":
+        places = experiment.search.places()
+        forks = experiment.search.replaced() * len(experiment.rungs())
+        return scheduler.max_epochs * trials * places / (places + forks)
+    for epoch in (*experiment.rungs(), scheduler.max_epochs):
         total += share * (epoch - below)
         below, share = epoch, share / scheduler.reduction_factor
     return total * trials
@@ -107,8 +115,11 @@ def _domain_text(domain: Mapping[str, Any]) -> str:
     return text
 
 
-def _rungs_text(scheduler: Scheduler) -> str:
-    rungs = ", ".join(map(str, scheduler.rungs()))
+def _rungs_text(experiment: Experiment) -> str:
+    scheduler, rungs = experiment.scheduler, ", ".join(map(str, experiment.rungs()))
+    if experiment.search.algorithm == "pbt":
+        worst = count(experiment.search.replaced(), "trial")
+        return f"after epoch {rungs}: the last {worst} of the population end, forks of the best take over"
     if not rungs:
         return f"none: every trial runs its {count(scheduler.max_epochs, 'epoch')}"
     if scheduler.algorithm == "front":
@@ -125,8 +136,8 @@ def _budget_text(experiment: Experiment) -> str:
     parts = []
     if budget.trials is not None:
         most = budget.trials * scheduler.max_epochs
-        about = expected_epochs(scheduler, budget.trials)
-        epochs = f"about {about:.0f} epochs, {most} at most" if scheduler.rungs() else f"{most} epochs"
+        about = expected_epochs(experiment, budget.trials)
+        epochs = f"about {about:.0f} epochs, {most} at most" if experiment.rungs() else f"{most} epochs"
         parts.append(f"{count(budget.trials, 'trial')} ({epochs})")
     if budget.epochs is not None:
         parts.append(f"{count(budget.epochs, 'epoch')} in all")

@@ -22,6 +22,7 @@ from tuning.comparison import WENT_WRONG
 from tuning.events import FINAL_STATES, Event, TrialState
 from tuning.fidelity import agreement
 from tuning.ledger import Ledger
+from tuning.lineage import schedule, starts_after
 from tuning.pareto import Figures
 from tuning.schema import BETTER, figure_column
 from tuning.storage import UnreadableResults, find_folder, read_table, write_table
@@ -229,6 +230,30 @@ class Results:
         ]
         return self.trials.iloc[ranking.best_first(standings)]
 
+    def schedule(self, trial_id: str | None = None) -> pd.DataFrame:
+        """Under which configurations a trial was trained up to its best epoch: what to train again.
+
+        Args:
+            trial_id: default: the best trial.
+
+        Returns:
+            A row per stretch of epochs, the earliest first: `from_epoch`, `to_epoch` (both included),
+            `trial_id` of who trained them, that trial's `seed`, and `config/NAME`. One row, unless the trial
+            is a fork (`search.algorithm: pbt`).
+
+        Raises:
+            ValueError: there is no such trial, or it has trained no epoch.
+        """
+        known = list(self.trials["trial_id"])
+        if trial_id is not None and trial_id not in known:
+            raise ValueError(f"trial {trial_id!r} is not in {self.name!r}{nearest(trial_id, known)}")
+        row = self.best() if trial_id is None else self.trials.iloc[known.index(trial_id)]
+        until = row["epochs"] if pd.isna(row["best_epoch"]) else row["best_epoch"]
+        if not until:
+            raise ValueError(f"trial {trial_id!r} has trained no epoch")
+        seed = self.experiment.search.seed
+        return schedule(self.trials, row["trial_id"], until=int(until), seed=seed)
+
     def front(self) -> pd.DataFrame:
         """The trials that no other beats in every objective, sorted by the first objective, the best first.
 
@@ -314,7 +339,7 @@ def check_tables(trials: pd.DataFrame, epochs: pd.DataFrame) -> list[str]:
     ]
     for row in trials.to_dict("records"):
         found = done.get(row["trial_id"], [])
-        if found != list(range(1, row["epochs"] + 1)):
+        if found != list(range(starts_after(row) + 1, row["epochs"] + 1)):
             problems.append(f"trial {row['trial_id']} says {row['epochs']} epochs, its epochs are {found}")
         if not pd.isna(row["best_epoch"]) and row["best_epoch"] not in found:
             problems.append(f"trial {row['trial_id']} has best epoch {row['best_epoch']}, which it never ran")

@@ -92,6 +92,9 @@ def compare(
     Raises:
         ExperimentError: a scheduler that does not exist, or `earlier` is of another space or other figures.
     """
+    if experiment.search.algorithm == "pbt" and earlier is not None and not replay:
+        rule = "changes hyperparameters in mid-training, which a table of learning curves tells nothing of"
+        raise ExperimentError([f"search.algorithm: 'pbt' {rule}; simulate it with --curves trainable"])
     possible = fitting(experiment, replay=replay)
     for name in schedulers or ():
         if name not in SCHEDULERS or (replay and name not in possible):
@@ -127,6 +130,8 @@ def compare(
 def fitting(experiment: Experiment, *, replay: bool) -> list[str]:
     """The schedulers that differ here: `auto` is one only beside the searcher that it is part of, `front`
     where there are several objectives and a number of trials to wait for."""
+    if experiment.search.algorithm == "pbt" and not replay:
+        return ["auto"]  # it decides itself
     out = set()
     if experiment.search.algorithm != "auto" or replay:
         out.add("auto")
@@ -198,7 +203,7 @@ def _variant(experiment: Experiment, scheduler: str, seed: int, replayed: Result
     tree["search"]["seed"] = seed
     if replayed is not None:
         tree["budget"] = {"trials": len(replayed.trials)}
-        tree["search"] |= {"start": [], "algorithm": "random"}  # it is never asked
+        tree["search"] = {"seed": seed, "algorithm": "random"}  # it is never asked
     return Experiment.from_dict(tree)
 
 

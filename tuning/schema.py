@@ -32,7 +32,7 @@ TRIAL_HEAD = (
     Column("trial_id", STRING, "name of the trial, the same in every table"),
     Column("state", STRING, "running, paused, completed, stopped, diverged, failed or out_of_memory"),
     Column("reason", STRING, "one line on why the trial is in this state"),
-    Column("epochs", INT, "epochs done"),
+    Column("epochs", INT, "epochs done; of a fork, those of its parent before it are among them"),
     Column("rung", INT, "highest rung at which the scheduler compared the trial; 0 is the lowest"),
 )
 
@@ -78,6 +78,10 @@ TRIAL_TAIL = (
     Column("best_epoch", INT, "fully evaluated epoch with the best first objective; the figures are its"),
     *MODEL_COSTS,
     Column("worker_s", FLOAT, "seconds that workers spent on the trial, summed over workers", "min"),
+    Column(
+        "parent", STRING, "trial from whose checkpoint it started (`pbt`); NA where it started from nothing"
+    ),
+    Column("parent_epoch", INT, "epochs of that checkpoint; its own are numbered on from there"),
     Column("started_at", TIME, "when the trial first started"),
     Column("finished_at", TIME, "when it reached its final state"),
     Column("gang", STRING, "gang that ran its last epoch"),

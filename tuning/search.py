@@ -20,10 +20,10 @@ The parts, each usable alone:
   `next_promotion() -> trial_id | None`, `next_stop() -> trial_id, reason | None`, `drop(trial_id)`;
 * a budget (`tuning.budget`): `may_start`, `exhausted`, `epochs_left`.
 
-A trial's identity is its number in the Optuna study, "00012". One that starts from another's checkpoint (a
-fork, see `tuning/pbt.py`) has its first epochs behind it when it starts. A driver may send the same trial several
+A trial's identity is its number in the Optuna study, "00012". A driver may send the same trial several
 times (after a promotion, a crash, or when a killed experiment is resumed); what was reported before is not
-counted twice.
+counted twice. One that starts from another's checkpoint (a fork, see `tuning/pbt.py`) begins with that one's
+epochs behind it.
 """
 
 from __future__ import annotations

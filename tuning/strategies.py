@@ -88,7 +88,13 @@ def make_proposer(experiment: Experiment, earlier: Sequence[Observed] = ()) -> P
         case "cmaes":
             return CmaEs(space, settings.seed, levels=levels)
         case "pbt":
-            return Pbt(space, settings.seed, rungs=experiment.rungs(), population=settings.trained_together())
+            return Pbt(
+                space,
+                settings.seed,
+                rungs=experiment.rungs(),
+                population=settings.places(),
+                replaced=settings.replaced(),
+            )
         case "nsga2":
             return Nsga2(space, settings.seed, levels=levels)
         case "tpe" | "gp":

@@ -29,14 +29,24 @@ if TYPE_CHECKING:
 #: Figures worth a column on screen beside those that the experiment names.
 _KEY_FIGURES = ("bleu4", "val_loss", "size_mb", "latency_ms")
 #: Numbers in `trials` that count what happened and say nothing about the model.
-_COUNTS = frozenset({"epochs", "rung", "best_epoch", "restarts"})
+_COUNTS = frozenset({"epochs", "rung", "best_epoch", "parent_epoch", "restarts"})
 
 
 def telling(experiment: Experiment, frame: pd.DataFrame) -> list[str]:
     """Columns of a results table that tell most, the most telling first: what is shown unless asked for."""
     config = [str(name) for name in frame.columns if str(name).startswith("config/")]
     figures = list(dict.fromkeys([*_wanted(experiment), "hypervolume", *_KEY_FIGURES]))
-    names = ["trial_id", "epoch", *figures[:1], "state", "epochs", *config, *figures[1:], "worker_s"]
+    names = [
+        "trial_id",
+        "epoch",
+        *figures[:1],
+        "state",
+        "epochs",
+        *config,
+        *figures[1:],
+        "worker_s",
+        "parent",
+    ]
     return [name for name in names if name in frame.columns]
 
 

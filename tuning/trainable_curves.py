@@ -6,14 +6,17 @@ run. Figures are those of a real trial on one CPU worker, from the same seeds.
 
 from __future__ import annotations
 
+import tempfile
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from trainables.order import Failure
 from trainables.trial import Trainable, TrialContext, TrialDiverged, resolve_trainable
-from tuning.events import FINAL_STATES, Event, TrialEnded
+from tuning.events import FINAL_STATES, Event, TrialEnded, TrialStarted
 from tuning.experiment import Experiment
+from tuning.lineage import trial_seed
 
 #: A setting of this name is how long an epoch takes; here it passes in virtual time only.
 PACE = "seconds_per_epoch"
@@ -22,7 +25,7 @@ PACE = "seconds_per_epoch"
 class TrainableCurves:
     """One instance of the trainable per trial, open until the trial is over.
 
-    Pass it to `simulate` both as curves and among the listeners, by which it hears of ends.
+    Pass it to `simulate` both as curves and among the listeners, by which it hears of forks and of ends.
 
     Raises:
         trainables.trial.SettingsError: there is no such trainable, or its data cannot be used.
@@ -40,6 +43,7 @@ class TrainableCurves:
         if prepare is not None:
             prepare(experiment.data, experiment.model, progress=False)
         self._open: dict[str, Trainable] = {}
+        self._checkpoints: dict[str, tempfile.TemporaryDirectory] = {}  # of forks that did not begin yet
 
     def __call__(self, trial_id: str, config: Mapping[str, Any], epoch: int) -> Mapping[str, float] | Failure:
         """Run the next epoch of a trial; its figures with `seconds`, or the failure in it."""
@@ -63,7 +67,10 @@ class TrainableCurves:
         return failure
 
     def handle(self, event: Event) -> None:
-        """Let go of a trial that is over."""
+        """Save what a fork starts from, as its parent goes on later; let go of a trial that is over."""
+        if isinstance(event, TrialStarted) and event.parent is not None and event.trial_id not in self._open:
+            self._checkpoints[event.trial_id] = tempfile.TemporaryDirectory()
+            self._open[event.parent].save(Path(self._checkpoints[event.trial_id].name))
         if isinstance(event, TrialEnded) and event.state in FINAL_STATES:
             self._release(event.trial_id)
 
@@ -72,11 +79,11 @@ class TrainableCurves:
 
     def close(self) -> None:
         """Let go of all trials."""
-        for trial_id in list(self._open):
+        for trial_id in [*self._open, *self._checkpoints]:
             self._release(trial_id)
 
     def _run(self, trial_id: str, config: Mapping[str, Any], epoch: int) -> dict[str, float]:
-        seed = self._experiment.search.seed * 1_000_003 + int(trial_id)  # as the runner has it
+        seed = trial_seed(self._experiment.search.seed, trial_id)
         if trial_id not in self._open:
             context = TrialContext(
                 trial_id=trial_id,
@@ -87,6 +94,9 @@ class TrainableCurves:
             self._seed_everything(seed)
             trial = self._open[trial_id] = self._trainable()
             trial.setup(config, context)
+            if trial_id in self._checkpoints:
+                with self._checkpoints.pop(trial_id) as folder:
+                    trial.load(Path(folder))
         trial = self._open[trial_id]
         self._seed_everything(seed, epoch, 0)
         metrics = self._figures("train_epoch", trial.train_epoch())
@@ -94,6 +104,8 @@ class TrainableCurves:
         return metrics | self._figures("evaluate", trial.evaluate(full=full))
 
     def _release(self, trial_id: str) -> None:
-        trial = self._open.pop(trial_id, None)
+        trial, checkpoint = self._open.pop(trial_id, None), self._checkpoints.pop(trial_id, None)
         if trial is not None:
             trial.close()
+        if checkpoint is not None:
+            checkpoint.cleanup()

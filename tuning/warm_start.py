@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tuning.comparison import WENT_WRONG, Comparison, Row
 from tuning.configurations import configurations, differing_settings, in_domain, searched_names, values_of
 from tuning.experiment import Experiment
 from tuning.experiment_file import ExperimentError
+from tuning.lineage import without_forks
 from tuning.proposers import Observed
 from tuning.ranking import Standing
 from tuning.render import count
@@ -107,6 +108,8 @@ def _read(place: str, storage: str | Path, experiment: Experiment) -> _Source:
 
 def _take(source: _Source, experiment: Experiment, index: int) -> tuple[list[Observed], str]:
     comparison, space = Comparison(experiment), experiment.space
+    alone = without_forks(source.trials)
+    forks, source = len(source.trials) - len(alone), replace(source, trials=alone)
     absent = _absent_constraints(source, experiment, comparison)
     if not set(space) & set(source.searched):
         raise ExperimentError(
@@ -132,6 +135,8 @@ def _take(source: _Source, experiment: Experiment, index: int) -> tuple[list[Obs
         parts.append(f"{_list(absent)} was not reported there, its constraint counts as kept")
     if outside:
         parts.append(f"{count(len(outside), 'trial')} outside the domains ({_list(sum(outside, []))})")
+    if forks:
+        parts.append(f"{count(forks, 'fork')} left out, which had several configurations")
     without = len(configs) - len(taken) - len(outside)
     if without:
         epochs = _list(sorted(experiment.full_epochs()))

@@ -24,6 +24,24 @@ from trainables.captioning.data.tokenizer import CaptionTokenizer
 from trainables.captioning.model.captioner import Captioner
 from trainables.captioning.settings import Settings
 
+#: Settings that no weight's shape and no optimizer's state depends on: training goes on with others of these.
+MUTABLE = frozenset(
+    {
+        "augment",
+        "batch_size",
+        "beam_width",
+        "dropout",
+        "encoder_learning_rate_factor",
+        "gradient_clip",
+        "label_smoothing",
+        "learning_rate",
+        "length_penalty",
+        "micro_batch_size",
+        "momentum",
+        "weight_decay",
+    }
+)
+
 FORMAT = 1
 _TRIAL, _TOKENIZER, _WEIGHTS, _OPTIMIZER = (
     "trial.json",

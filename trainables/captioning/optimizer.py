@@ -12,6 +12,9 @@ from torch import nn
 
 from trainables.captioning.settings import Settings
 
+#: What the settings say of a group of parameters, by its keys in the optimizer.
+SET = ("lr", "base_lr", "weight_decay", "momentum")
+
 
 def build_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     """The optimizer that `settings.optimizer` names, over the parameters of `model` that require gradients.

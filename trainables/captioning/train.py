@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from trainables.captioning import collective
 from trainables.captioning.data.loader import Step
 from trainables.captioning.model.captioner import Captioner, token_loss
-from trainables.captioning.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
+from trainables.captioning.optimizer import SET, build_optimizer, learning_rate_factor, set_learning_rate
 from trainables.captioning.settings import Settings
 from trainables.trial import Metrics, TrialDiverged
 
@@ -86,8 +86,11 @@ class Trainer:
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dicts(self, states: Mapping[str, Any]) -> None:
-        """What `state_dicts` gave."""
+        """What `state_dicts` gave, perhaps those of other settings: learning rate and decay stay our own."""
+        own = [{name: group[name] for name in SET if name in group} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(states["optimizer"])
+        for group, settings in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(settings)
         if self.scaler.is_enabled() and states["scaler"]:
             self.scaler.load_state_dict(states["scaler"])
 

@@ -45,6 +45,8 @@ _EVALUATION_BATCH = 64
 class Captioning:
     """One trial, on one worker; see `trainables.trial.Trainable` for when each method is called."""
 
+    mutable = checkpoint.MUTABLE
+
     @classmethod
     def check(
         cls, data: Mapping[str, Any], settings: Mapping[str, Any], searched: Mapping[str, Sequence[Any]]
@@ -195,7 +197,7 @@ class Captioning:
         )
 
     def load(self, folder: Path) -> None:
-        """Go on from a checkpoint of a trial with the same settings and data."""
+        """Go on from a checkpoint of a trial with the same data and settings, the `mutable` ones aside."""
         state = checkpoint.load_state(folder)
         if state.factorised:
             self._factorise()
