@@ -129,7 +129,7 @@ class Pbt:
             return None  # the forks first
         while self._to_promote:
             number = self._to_promote.popleft()
-            if not self._gone_on(number, self._rung_before) and not self._observed[number].over:
+            if self._waits(number):
                 self._left[number] = self._rung_before
                 return f"{number:05d}"
         return None
@@ -176,12 +176,17 @@ class Pbt:
     def _gone_on(self, number: int, rung: int) -> bool:
         return self._left.get(number, 0) >= rung or any(e > rung for e in self._observed[number].results)
 
+    def _waits(self, number: int) -> bool:
+        """Whether a trial that was kept has yet to leave the last rung."""
+        return not self._gone_on(number, self._rung_before) and not self._observed[number].over
+
     def _advance(self, *, or_new: bool) -> None:
         """Decide every rung at which all have come; `or_new`: whether further trials may start."""
         while not self._wants(or_new=or_new):
             born = self._born()
             if self._level == len(self._rungs):
-                if self._to_promote or not or_new:
+                begun = born.stop < len(self._observed)  # before the budget ended, or a restart
+                if any(map(self._waits, self._to_promote)) or not (or_new or begun):
                     return
                 self._begin(self._generation + 1, born.stop)  # these run to their end, others begin
                 continue
@@ -210,7 +215,7 @@ class Pbt:
         best = kept[: self._replaced]
         self._kept = kept
         self._parents = [best[rng.integers(len(best))] for _ in range(self._population - len(kept))]
-        self._to_promote.extend(kept)
+        self._to_promote = deque(kept)
         for place, number in enumerate(ranked[len(kept) :], len(kept) + 1):
             self._to_stop.append((number, rung, f"rung {level}: place {place} of {len(ranked)}"))
 
