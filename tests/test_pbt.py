@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from recorded import AT, describe
 from test_search import Recorder, as_tables, drive, epochs_of, open_search, outcome, states
 
-import trainables.gang  # noqa: F401  slow to import, and not a test's fault
+import trainables.gang  # slow to import, and not a test's fault
 from search_spaces import Choice, Float, Int, Space
 from trainables.order import Failure
 from trainables.trial import SettingsError, TrialContext, TrialDiverged, resolve_trainable
@@ -392,7 +392,8 @@ def trained_again(experiment, schedule, tmp_path):
         trial.setup({**experiment.model, **config}, context)
         if previous is not None:
             trial.load(previous)
-        for _ in range(row["from_epoch"], row["to_epoch"] + 1):
+        for epoch in range(row["from_epoch"], row["to_epoch"] + 1):
+            trainables.gang.seed_everything(row["seed"], epoch, 0)
             trial.train_epoch()
         previous = tmp_path / f"after-{row['to_epoch']}"
         previous.mkdir()

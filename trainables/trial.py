@@ -83,6 +83,9 @@ class Trainable(Protocol):
     def train_epoch(self) -> Metrics:
         """Train one epoch and return its figures, equal on every worker.
 
+        The random numbers of Python, numpy and torch are seeded before every epoch, by trial, epoch and
+        worker: whoever draws from these goes on from a checkpoint as if there had been no stop.
+
         Raises:
             TrialDiverged: where going on is pointless.
         """
