@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from trainables.captioning.data.shapes import draw, scene
@@ -64,6 +65,48 @@ def test_a_resumed_trial_is_the_same_as_one_that_never_stopped(data, tmp_path, c
         second = trial(data, **changes)
         second.load(folder)
         assert run(second, 3 - done) == whole[done:]
+
+
+def test_a_checkpoint_goes_on_under_other_values_of_what_may_change(data, tmp_path):
+    """Each of them is taken by `load`, and what is new acts: the old optimizer brings no old settings back."""
+    first = trial(data, optimizer="sgd", learning_rate=0.1)
+    run(first, 1, full_last=False)
+    first.save(tmp_path)
+    weights = first.trainer.captioner.state_dict()
+    others = {
+        "augment": True,
+        "batch_size": 16,
+        "beam_width": 1,
+        "dropout": 0.0,
+        "encoder_learning_rate_factor": 0.5,
+        "gradient_clip": 0.01,
+        "label_smoothing": 0.2,
+        "learning_rate": 0.2,
+        "length_penalty": 0.0,
+        "micro_batch_size": 8,
+        "momentum": 0.0,
+        "weight_decay": 0.3,
+    }
+    assert set(others) == Captioning.mutable
+
+    def went_on(**changes):
+        second = trial(data, **{"optimizer": "sgd", "learning_rate": 0.1, **changes})
+        second.load(tmp_path)
+        torch.testing.assert_close(second.trainer.captioner.state_dict(), weights, rtol=0, atol=0)
+        (figures,) = run(second, 1)
+        return figures, second.trainer.captioner.state_dict()
+
+    same, there = went_on()
+    for name, value in others.items():
+        figures, changed = went_on(**{name: value})
+        assert np.isfinite(figures["val_loss"]), name
+        if name in ("beam_width", "length_penalty", "micro_batch_size"):  # no matter of training
+            torch.testing.assert_close(changed, there, rtol=1e-4, atol=1e-6)
+        else:
+            assert any(not torch.equal(changed[key], there[key]) for key in there), name
+    still, unmoved = went_on(learning_rate=1e-12, weight_decay=0.0, momentum=0.0)
+    assert still["learning_rate"] < 1e-12 < same["learning_rate"]
+    torch.testing.assert_close(unmoved, weights, rtol=0, atol=1e-9)
 
 
 def test_a_trial_does_not_depend_on_what_ran_before(data):

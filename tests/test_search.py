@@ -527,7 +527,8 @@ def test_killed_with_several_gangs_nothing_is_lost_or_done_twice(tmp_path, name,
     assert all(done == list(range(1, len(done) + 1)) for done in epochs_of(both).values())
 
 
-def test_who_has_no_figures_since_its_rung_is_not_promoted_again_by_a_resumed_run(tmp_path):
+@pytest.mark.parametrize("algorithm", ["asha", "front"])
+def test_who_has_no_figures_since_its_rung_is_not_promoted_again_by_a_resumed_run(tmp_path, algorithm):
     """Between rungs captioning has no objective, so no result tells the scheduler that a trial went on."""
 
     def at_rungs_only(run, epoch):
@@ -537,8 +538,9 @@ def test_who_has_no_figures_since_its_rung_is_not_promoted_again_by_a_resumed_ru
         folder = tmp_path / f"{limit}"
         folder.mkdir()
         before, after = Recorder(), Recorder()
-        drive(open_search(folder, before), limit, curve=at_rungs_only)
-        resumed = open_search(folder, after)
+        scheduler = PROMOTING | {"algorithm": algorithm}
+        drive(open_search(folder, before, scheduler=scheduler), limit, curve=at_rungs_only)
+        resumed = open_search(folder, after, scheduler=scheduler)
         resumed.replay(*as_tables(before.events))
         drive(resumed, gangs=2, curve=at_rungs_only)  # asserts that nothing runs twice
 

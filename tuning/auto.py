@@ -37,7 +37,7 @@ from tuning.encoding import Encoding
 from tuning.gaussian_process import GaussianProcess
 from tuning.proposers import Observed, Proposal
 from tuning.ranking import Standing, best_first, front, hypervolume
-from tuning.scheduler import Decision, PromotingAsha
+from tuning.scheduler import Decision, PromotingAsha, Scheduler
 
 Array = NDArray[np.float64]
 
@@ -86,10 +86,8 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class Auto:
+class Auto(Scheduler):
     """A proposer and a scheduler in one, which `tuning/strategies.py` hands to both places."""
-
-    synchronous = False
 
     def __init__(
         self,
@@ -175,9 +173,6 @@ class Auto:
         if promoted is not None:
             self._waiting.pop(int(promoted), None)
         return promoted
-
-    def next_stop(self, *, or_new: bool = True) -> None:
-        """None: who is not promoted stays paused."""
 
     def went_on(self, trial_id: str, epoch: int) -> None:
         """It does not wait any more, in ASHA's rungs neither."""

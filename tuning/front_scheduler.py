@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from tuning.ranking import Standing, best_first, dominated
-from tuning.scheduler import Decision
+from tuning.scheduler import Decision, Scheduler
 
 
-class FrontScheduler:
-    """A `tuning.scheduler.Scheduler` with one rung.
+class FrontScheduler(Scheduler):
+    """A scheduler with one rung.
 
     Args:
         rung: epoch at which trials are paused and compared; None: there is none, nothing is ever paused.
@@ -33,7 +33,7 @@ class FrontScheduler:
         if self._rung is None or epoch < self._rung:
             return Decision("continue")
         if epoch > self._rung:
-            self._promoted.add(trial_id)
+            self.went_on(trial_id, epoch)
             return Decision("continue")
         if not standing.finite:
             return Decision("stop", "rung 0: not a finite number", 0)
@@ -51,6 +51,11 @@ class FrontScheduler:
                 self._promoted.add(trial_id)
                 return trial_id
         return None
+
+    def went_on(self, trial_id: str, epoch: int) -> None:
+        """Beyond the rung, it was promoted there."""
+        if self._rung is not None and epoch > self._rung:
+            self._promoted.add(trial_id)
 
     def drop(self, trial_id: str) -> None:
         """The trial is over; where it reached the rung, the others are still compared with it."""

@@ -30,7 +30,7 @@ from search_spaces import Space
 from search_spaces.space import Choice, Domain, Int
 from tuning.proposers import Observed, Proposal, Random
 from tuning.ranking import Standing, best_first
-from tuning.scheduler import Decision
+from tuning.scheduler import Decision, Scheduler
 
 #: How often a hyperparameter is drawn anew instead of being changed a little.
 RESAMPLED = 0.25
@@ -40,7 +40,7 @@ FACTORS = (0.8, 1.2)
 DRAWS = 10
 
 
-class Pbt:
+class Pbt(Scheduler):
     """A proposer and a scheduler in one, which `tuning/strategies.py` hands to both places.
 
     Generations are counted over all populations, in `Observed.generation`: of each population, 0 is drawn at

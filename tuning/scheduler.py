@@ -13,7 +13,7 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from tuning.ranking import Standing, best_first, best_of
 
@@ -38,7 +38,7 @@ class Decision:
 class Scheduler(Protocol):
     """What decides about trials that have begun. Reports may be replayed; none counts twice."""
 
-    synchronous: bool
+    synchronous: ClassVar[bool] = False
     """Whether paused trials wait for those that run: none goes on out of turn, to use a free gang."""
 
     def report(self, trial_id: str, epoch: int, standing: Standing) -> Decision:
@@ -51,7 +51,11 @@ class Scheduler(Protocol):
         """
 
     def next_stop(self, *, or_new: bool = True) -> tuple[str, str] | None:
-        """A paused trial that is over from now on, and why; None: there is none (left)."""
+        """A paused trial that is over from now on, and why; None: there is none (left).
+
+        Here: who is not promoted stays paused.
+        """
+        return None
 
     def went_on(self, trial_id: str, epoch: int) -> None:
         """The trial has trained for `epoch` epochs, the last without figures: it waits at no rung before."""
@@ -72,15 +76,13 @@ class _Rung:
     dropped: set[str] = field(default_factory=set)
 
 
-class PromotingAsha:
+class PromotingAsha(Scheduler):
     """Algorithm 2 of the paper: every trial runs to its rung and is paused there; whenever a gang is free,
     the best waiting trial of the highest rung that has a promotion to give goes on.
 
     A rung that n trials have reached gives floor(n / reduction_factor) promotions in all. The paper bounds
     the candidates by that number, not the promotions, so that rungs whose order changes promote more.
     """
-
-    synchronous = False
 
     def __init__(self, *, rungs: Sequence[int], reduction_factor: int):
         """Start with empty rungs.
@@ -116,9 +118,6 @@ class PromotingAsha:
                     return best
         return None
 
-    def next_stop(self, *, or_new: bool = True) -> None:
-        """None: who is not promoted stays paused."""
-
     def went_on(self, trial_id: str, epoch: int) -> None:
         """It was promoted at every rung before `epoch`."""
         for rung_epoch, rung in zip(self._epochs, self._rungs, strict=True):
@@ -151,13 +150,11 @@ class PromotingAsha:
         return None
 
 
-class StoppingAsha:
+class StoppingAsha(Scheduler):
     """At each rung, a trial goes on if it is among the best `1 / reduction_factor` that came so far.
 
     So the first at a rung always goes on, nobody waits for others, and nobody is called back.
     """
-
-    synchronous = False
 
     def __init__(self, *, rungs: Sequence[int], reduction_factor: int):
         """Start with empty rungs.
@@ -188,9 +185,6 @@ class StoppingAsha:
     def next_promotion(self, *, or_new: bool = True) -> str | None:
         """None: nothing is ever paused."""
         return None
-
-    def next_stop(self, *, or_new: bool = True) -> None:
-        """None: who is stopped is told so at once."""
 
     def went_on(self, trial_id: str, epoch: int) -> None:
         """Nothing: nobody waits."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from tuning.auto import Auto
 from tuning.experiment import Experiment
 from tuning.front_scheduler import FrontScheduler
-from tuning.plan import grid_size
 from tuning.pbt import Pbt
+from tuning.plan import grid_size
 from tuning.proposers import CmaEs, Grid, Modelled, Nsga2, Observed, Proposer, Random, Sobol, make_sampler
 from tuning.scheduler import PromotingAsha, Scheduler, StoppingAsha
 from tuning.searcher import Searcher
