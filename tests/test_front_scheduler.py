@@ -111,7 +111,7 @@ def test_a_whole_search_trains_the_front_and_nobody_else(tmp_path):
     done = list(simulate(experiment, curves, gangs=2))
     first = {each.trial_id: each.metrics for each in done if each.epoch == 1}
     assert len(first) == 9
-    assert experiment.scheduler.full_epochs() == {1, 5}
+    assert experiment.full_epochs() == {1, 5}
     reached = {each.trial_id for each in done if each.epoch == 5}
     expected = {
         name

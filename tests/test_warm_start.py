@@ -175,6 +175,8 @@ def test_sources_are_taken_by_those_algorithms_that_propose_otherwise_with_them(
         "search_space": {name: {"float": [0.0, 1.0], "step": 0.02} for name in ("x", "y")},
         "objectives": objectives if algorithm == "nsga2" else objectives[:1],
     }
+    if algorithm == "pbt":
+        changes["scheduler"] = {"max_epochs": 9}  # it has rungs of its own
     described = describe(tmp_path, search={"algorithm": algorithm}, **changes)
     losses = len(described.objectives)
     earlier = [
