@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from benchmarks.simulated.problem import Problem, configuration
+from search_spaces import Space
 
 Decision = Literal["continue", "pause", "stop"]
 Losses = tuple[float, ...]
@@ -28,6 +29,18 @@ class Start(NamedTuple):
     config: Mapping[str, Any]
     start_epoch: int = 0
     """Epochs that the trial has behind it; 0 for a new one, more for one that was paused."""
+
+
+class Searched(Protocol):
+    """What a method may know of a problem."""
+
+    @property
+    def space(self) -> Space:
+        """What is searched."""
+
+    @property
+    def max_epochs(self) -> int:
+        """Epochs of a training that nothing stops."""
 
 
 class Method(Protocol):
@@ -97,7 +110,7 @@ def diverged(losses: Losses) -> bool:
 class RandomSearch:
     """Uniformly random configurations, trained to the end."""
 
-    def __init__(self, problem: Problem, seed: int):
+    def __init__(self, problem: Searched, seed: int):
         self._space = problem.space
         self._rng = np.random.default_rng(seed)
         self._ids = map(str, itertools.count())

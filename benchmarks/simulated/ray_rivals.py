@@ -10,9 +10,8 @@ from typing import Any, Literal
 
 import optuna
 
-from benchmarks.simulated.driving import Decision, Losses, RandomSearch, Start, diverged
+from benchmarks.simulated.driving import Decision, Losses, RandomSearch, Searched, Start, diverged
 from benchmarks.simulated.global_numpy import GlobalNumpy
-from benchmarks.simulated.problem import Problem
 
 
 class RayAsha:
@@ -24,7 +23,7 @@ class RayAsha:
     """
 
     def __init__(
-        self, problem: Problem, seed: int, searcher: Literal["optuna", "random"], grace: int, eta: int
+        self, problem: Searched, seed: int, searcher: Literal["optuna", "random"], grace: int, eta: int
     ):
         from ray.tune.schedulers import AsyncHyperBandScheduler
         from ray.tune.search.optuna import OptunaSearch

@@ -1,0 +1,197 @@
+"""Real search: the best CIDEr against epochs and worker-seconds spent, when every trial is really trained.
+
+Captune's `auto` (searcher and scheduler as shipped) against Ray's own ASHA with its OptunaSearch, and random
+search: the same space, the same epochs, one trial at a time on one thread, in one process without Ray
+(`trained/searches.py`), so that an epoch costs the same under every method. Each method has a trial evaluated
+in full, which is what CIDEr costs, at its own rungs only: with 9 epochs Captune's is 3, Ray's 1 and 3.
+The figure is the best CIDEr so far on the validation split, of any trial at a rung or its end: what a
+user would ship. Worker-seconds are processor time, so that a busy machine disturbs them little; their
+shares are of what the cheapest method of the same seed spent, so that all have a figure there. What the methods
+themselves take is in the column `search s`.
+
+Data: drawn scenes; and photographs, where REAL_SEARCH_FLICKR8K names a folder in the layout of Flickr8k.
+Also from the environment: REAL_SEARCH_SEEDS (3), REAL_SEARCH_TRAININGS (12, the budget in full trainings),
+REAL_SEARCH_PROCESSES (runs at a time, default all cores), REAL_SEARCH_RESULTS (default a folder of this name
+among the machine's temporary files). Every finished run lies there, and is not run again: an interrupted
+benchmark goes on, and one that is to measure anew needs another folder.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.trained.problems import Problem, flickr8k, shapes
+from benchmarks.trained.searches import METHODS, OURS, search
+from trainables.trial import resolve_trainable
+
+#: Shares of the budget that the tables show.
+SHARES = (0.25, 0.5, 1.0)
+
+
+class Task(NamedTuple):
+    """One run."""
+
+    problem: Problem
+    method: str
+    seed: int
+    budget_epochs: int
+    results: Path
+    """Folder of the finished runs."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that the result depends on, but for the code."""
+        problem = self.problem
+        return {
+            "data": {key: value for key, value in problem.data.items() if key != "cache"},
+            "model": dict(problem.model),
+            "space": problem.space.to_dict(),
+            "max_epochs": problem.max_epochs,
+            "budget_epochs": self.budget_epochs,
+            "method": self.method,
+            "seed": self.seed,
+        }
+
+    @property
+    def file(self) -> Path:
+        """Where the result is, or will be."""
+        return self.results / f"{self.problem.name}-{self.method.replace(' ', '')}-{self.seed}.json"
+
+    def earlier(self) -> dict[str, Any] | None:
+        """The result of this very run, if it was finished before."""
+        if not self.file.exists():
+            return None
+        kept = json.loads(self.file.read_text(encoding="utf-8"))
+        return kept["run"] if kept["settings"] == self.settings else None
+
+
+def main() -> None:
+    """A table for each data set; the ratio of ours to the better rival after all worker-seconds."""
+    began = time.monotonic()
+    seeds = int(os.environ.get("REAL_SEARCH_SEEDS", "3"))
+    trainings = int(os.environ.get("REAL_SEARCH_TRAININGS", "12"))
+    results = Path(
+        os.environ.get("REAL_SEARCH_RESULTS") or Path(tempfile.gettempdir()) / "captune-real-search"
+    )
+    results.mkdir(parents=True, exist_ok=True)
+    problems = chosen(results / "cache")
+    for problem in problems:
+        resolve_trainable("captioning").prepare(problem.data, problem.model)  # once, not in every process
+    tasks = [
+        Task(problem, method, seed, trainings * problem.max_epochs, results)
+        for problem in problems
+        for seed in range(seeds)
+        for method in METHODS
+    ]
+    there = sum(task.earlier() is not None for task in tasks)
+    print(f"{there} of {len(tasks)} runs are in {results}", flush=True)
+    runs = finish(tasks)
+    ratios = []
+    for problem in problems:
+        own = {
+            method: [run for task, run in zip(tasks, runs, strict=True) if task[:2] == (problem, method)]
+            for method in METHODS
+        }
+        ratios.append(show(problem.name, own, trainings * problem.max_epochs))
+    print(f"\ntook {(time.monotonic() - began) / 60:.1f} minutes")
+    print(f"real_search ratio={np.mean(ratios):.3f}")
+
+
+def chosen(cache: Path) -> list[Problem]:
+    """The data sets that there are."""
+    problems = [shapes(cache)]
+    photographs = os.environ.get("REAL_SEARCH_FLICKR8K")
+    if photographs:
+        problems.append(flickr8k(Path(photographs), cache))
+    else:
+        print("flickr8k left out: REAL_SEARCH_FLICKR8K names no folder")
+    return problems
+
+
+def finish(tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    """The results, in the order of the tasks; what was not finished before is run."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that follow
+    processes = int(os.environ.get("REAL_SEARCH_PROCESSES") or len(os.sched_getaffinity(0)))
+    runs = []
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for task, run in zip(tasks, pool.map(perform, tasks), strict=True):
+            runs.append(run)
+            best = max((cider for cider in run["cider"] if cider is not None), default=0.0)
+            print(f"{task.problem.name}, seed {task.seed}, {task.method}: {best:.3f}", flush=True)
+    return runs
+
+
+def perform(task: Task) -> dict[str, Any]:
+    """What `searches.search` returns, from an earlier time or run now and then kept."""
+    run = task.earlier()
+    if run is None:
+        run = search(task.problem, task.method, task.seed, task.budget_epochs)
+        aside = task.file.with_suffix(f".{os.getpid()}")
+        aside.write_text(json.dumps({"settings": task.settings, "run": run}), encoding="utf-8")
+        aside.replace(task.file)  # whole or not at all
+    return run
+
+
+def best_so_far(run: Mapping[str, Any], spent: Sequence[float], points: Sequence[float]) -> list[float]:
+    """The best CIDEr when each of `points` was spent, 0 before there is one.
+
+    `spent` is what each epoch of the run cost, in any unit.
+    """
+    best = np.maximum.accumulate([0.0, *(cider or 0.0 for cider in run["cider"])])
+    total = np.cumsum([0.0, *spent])
+    reached = np.searchsorted(total * (1 - 1e-9), points, side="right")  # sums of floats
+    return best[reached - 1].tolist()
+
+
+def show(title: str, runs: Mapping[str, Sequence[Mapping[str, Any]]], budget_epochs: int) -> float:
+    """Print the table of one data set; ours over the better rival after all worker-seconds.
+
+    `runs`: of each method, by seed.
+    """
+    by_epochs, by_seconds = {}, {}
+    cheapest = [min(sum(run["worker_s"]) for run in seed) for seed in zip(*runs.values(), strict=True)]
+    for method, own in runs.items():
+        epochs = [share * budget_epochs for share in SHARES]
+        by_epochs[method] = np.array([best_so_far(run, [1.0] * len(run["cider"]), epochs) for run in own])
+        by_seconds[method] = np.array(
+            [
+                best_so_far(run, run["worker_s"], [share * total for share in SHARES])
+                for run, total in zip(own, cheapest, strict=True)
+            ]
+        )  # [seeds, shares]
+    shares = ", ".join(f"{share:.0%}" for share in SHARES)
+    print(f"\n{title}: best CIDEr after {shares}, mean (least to most) of {len(cheapest)} seeds")
+    print(f"{'':20}{'of the epochs':63}{'of the worker-seconds':63}{'worker s':>9}{'trials':>7}{'search s':>9}")
+    for method, own in runs.items():
+        cells = "".join(
+            f"{column.mean():.3f} ({column.min():.3f} to {column.max():.3f})".ljust(21)
+            for table in (by_epochs, by_seconds)
+            for column in table[method].T
+        )
+        costs = [sum(run["worker_s"]) for run in own], [run["trials"] for run in own], _own_seconds(own)
+        worker_s, trials, search_s = (np.mean(cost) for cost in costs)
+        print(f"{method:20}{cells}{worker_s:9.0f}{trials:7.0f}{search_s:9.1f}")
+    rivals = [method for method in runs if method != OURS]
+    for rival in rivals:
+        cells = "".join(
+            f"{ratio:.3f}".ljust(21)
+            for table in (by_epochs, by_seconds)
+            for ratio in table[OURS].mean(axis=0) / table[rival].mean(axis=0)
+        )
+        print(f"{'ours / ' + rival.split()[-1]:20}{cells}".rstrip())
+    final = {method: table[:, -1].mean() for method, table in by_seconds.items()}
+    return final[OURS] / max(final[rival] for rival in rivals)
+
+
+def _own_seconds(runs: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [run["search_s"] for run in runs]

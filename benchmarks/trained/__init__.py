@@ -1,0 +1,1 @@
+"""Parts of the benchmark `real_search`, in which every epoch is trained."""

@@ -1,0 +1,52 @@
+"""What `real_search` trains: captioners on drawn scenes and on photographs, small enough for two cores.
+
+Both have the shipped space with narrower decoders. This file knows no search method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from search_spaces import Choice, Space
+from search_spaces.captioning import captioning
+
+SPACE = Space({**captioning(), "decoder_width": Choice([32, 64, 96, 128])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What a method searches. The objective is CIDEr on the validation split."""
+
+    name: str
+    data: Mapping[str, Any]
+    """The experiment's `data` section."""
+    model: Mapping[str, Any]
+    """Fixed settings."""
+    space: Space = SPACE
+    max_epochs: int = 9
+
+
+def shapes(cache: Path, size: int = 600) -> Problem:
+    """Drawn scenes of 32 px, `size` of them with five captions each, and a small CNN that is trained along."""
+    return Problem(
+        name="shapes",
+        data={"format": "shapes", "size": size, "image_size": 32, "cache": str(cache)},
+        model={"encoder": "cnn", "encoder_width": 8, "decoder": "gru"},
+    )
+
+
+def flickr8k(folder: Path, cache: Path) -> Problem:
+    """Photographs in the layout of Flickr8k, seen through a frozen encoder whose features are cached."""
+    return Problem(
+        name="flickr8k",
+        data={
+            "format": "flickr8k",
+            "path": str(folder.absolute()),
+            "max_caption_tokens": 16,
+            "cache": str(cache),
+        },
+        model={"encoder": "efficientnet_lite0", "encoder_trainable": False, "decoder": "gru"},
+    )
