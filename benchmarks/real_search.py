@@ -6,8 +6,8 @@ search: the same space, the same epochs, one trial at a time on one thread, in o
 in full, which is what CIDEr costs, at its own rungs only: with 9 epochs Captune's is 3, Ray's 1 and 3.
 The figure is the best CIDEr so far on the validation split, of any trial at a rung or its end: what a
 user would ship. Worker-seconds are processor time, so that a busy machine disturbs them little; their
-shares are of what the cheapest method of the same seed spent, so that all have a figure there. What the methods
-themselves take is in the column `search s`.
+shares are of what the cheapest method of the same seed spent, so that all have a figure there. What the
+methods themselves take is in the column `search s`.
 
 Data: drawn scenes; and photographs, where REAL_SEARCH_FLICKR8K names a folder in the layout of Flickr8k.
 Also from the environment: REAL_SEARCH_SEEDS (3), REAL_SEARCH_TRAININGS (12, the budget in full trainings),
@@ -30,12 +30,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.simulated.problem import Array
 from benchmarks.trained.problems import Problem, flickr8k, shapes
 from benchmarks.trained.searches import METHODS, OURS, search
 from trainables.trial import resolve_trainable
 
 #: Shares of the budget that the tables show.
 SHARES = (0.25, 0.5, 1.0)
+#: Width of the column of names and of a figure, in characters.
+NAME, CELL = 27, 23
 
 
 class Task(NamedTuple):
@@ -120,10 +123,10 @@ def chosen(cache: Path) -> list[Problem]:
 
 def finish(tasks: Sequence[Task]) -> list[dict[str, Any]]:
     """The results, in the order of the tasks; what was not finished before is run."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that follow
-    processes = int(os.environ.get("REAL_SEARCH_PROCESSES") or len(os.sched_getaffinity(0)))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that follow
+    processes = int(os.environ.get("REAL_SEARCH_PROCESSES") or os.cpu_count() or 1)
     runs = []
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(max_workers=processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         for task, run in zip(tasks, pool.map(perform, tasks), strict=True):
             runs.append(run)
             best = max((cider for cider in run["cider"] if cider is not None), default=0.0)
@@ -142,15 +145,31 @@ def perform(task: Task) -> dict[str, Any]:
     return run
 
 
-def best_so_far(run: Mapping[str, Any], spent: Sequence[float], points: Sequence[float]) -> list[float]:
-    """The best CIDEr when each of `points` was spent, 0 before there is one.
+def best_so_far(run: Mapping[str, Any], spent: Sequence[float] | Array, points: Array) -> Array:
+    """The best CIDEr [points] when each of `points` was spent, 0 before there is one.
 
-    `spent` is what each epoch of the run cost, in any unit.
+    `spent` [epochs] is what each epoch of the run cost, in the unit of `points`.
     """
     best = np.maximum.accumulate([0.0, *(cider or 0.0 for cider in run["cider"])])
     total = np.cumsum([0.0, *spent])
-    reached = np.searchsorted(total * (1 - 1e-9), points, side="right")  # sums of floats
-    return best[reached - 1].tolist()
+    reached = np.searchsorted(total, points * (1 + 1e-9), side="right")  # they are sums of floats
+    return best[reached - 1]
+
+
+def shown(runs: Mapping[str, Sequence[Mapping[str, Any]]], budget_epochs: int) -> dict[str, Array]:
+    """Best CIDEr [seeds, 2 x SHARES] of each method: by shares of the epochs, then of the worker-seconds."""
+    cheapest = [min(sum(run["worker_s"]) for run in seed) for seed in zip(*runs.values(), strict=True)]
+    epochs, shares = budget_epochs * np.array(SHARES), np.array(SHARES)
+    return {
+        method: np.array(
+            [
+                [*best_so_far(run, np.ones(len(run["cider"])), epochs)]
+                + [*best_so_far(run, run["worker_s"], shares * total)]
+                for run, total in zip(own, cheapest, strict=True)
+            ]
+        )
+        for method, own in runs.items()
+    }
 
 
 def show(title: str, runs: Mapping[str, Sequence[Mapping[str, Any]]], budget_epochs: int) -> float:
@@ -158,40 +177,22 @@ def show(title: str, runs: Mapping[str, Sequence[Mapping[str, Any]]], budget_epo
 
     `runs`: of each method, by seed.
     """
-    by_epochs, by_seconds = {}, {}
-    cheapest = [min(sum(run["worker_s"]) for run in seed) for seed in zip(*runs.values(), strict=True)]
+    figures = shown(runs, budget_epochs)
+    after = ", ".join(f"{share:.0%}" for share in SHARES)
+    width = len(SHARES) * CELL
+    print(f"\n{title}: best CIDEr after {after}, mean (least to most) of {len(figures[OURS])} seeds")
+    print(f"{'':{NAME}}{'of the epochs':{width}}{'of the worker-seconds':{width}}worker s trials search s")
     for method, own in runs.items():
-        epochs = [share * budget_epochs for share in SHARES]
-        by_epochs[method] = np.array([best_so_far(run, [1.0] * len(run["cider"]), epochs) for run in own])
-        by_seconds[method] = np.array(
-            [
-                best_so_far(run, run["worker_s"], [share * total for share in SHARES])
-                for run, total in zip(own, cheapest, strict=True)
-            ]
-        )  # [seeds, shares]
-    shares = ", ".join(f"{share:.0%}" for share in SHARES)
-    print(f"\n{title}: best CIDEr after {shares}, mean (least to most) of {len(cheapest)} seeds")
-    print(f"{'':20}{'of the epochs':63}{'of the worker-seconds':63}{'worker s':>9}{'trials':>7}{'search s':>9}")
-    for method, own in runs.items():
-        cells = "".join(
-            f"{column.mean():.3f} ({column.min():.3f} to {column.max():.3f})".ljust(21)
-            for table in (by_epochs, by_seconds)
-            for column in table[method].T
-        )
-        costs = [sum(run["worker_s"]) for run in own], [run["trials"] for run in own], _own_seconds(own)
-        worker_s, trials, search_s = (np.mean(cost) for cost in costs)
-        print(f"{method:20}{cells}{worker_s:9.0f}{trials:7.0f}{search_s:9.1f}")
+        columns = figures[method].T
+        cells = [f"{column.mean():.3f} ({column.min():.3f} to {column.max():.3f})" for column in columns]
+        worker_s = np.mean([sum(run["worker_s"]) for run in own])
+        trials, search_s = (np.mean([run[name] for run in own]) for name in ("trials", "search_s"))
+        line = "".join(f"{cell:{CELL}}" for cell in cells)
+        print(f"{method:{NAME}}{line}{worker_s:8.0f} {trials:6.0f} {search_s:8.1f}")
+    means = {method: figure.mean(axis=0) for method, figure in figures.items()}
     rivals = [method for method in runs if method != OURS]
     for rival in rivals:
-        cells = "".join(
-            f"{ratio:.3f}".ljust(21)
-            for table in (by_epochs, by_seconds)
-            for ratio in table[OURS].mean(axis=0) / table[rival].mean(axis=0)
-        )
-        print(f"{'ours / ' + rival.split()[-1]:20}{cells}".rstrip())
-    final = {method: table[:, -1].mean() for method, table in by_seconds.items()}
-    return final[OURS] / max(final[rival] for rival in rivals)
-
-
-def _own_seconds(runs: Sequence[Mapping[str, Any]]) -> list[float]:
-    return [run["search_s"] for run in runs]
+        with np.errstate(divide="ignore", invalid="ignore"):  # before the rival's first figure
+            cells = [f"{ratio:.2f}" for ratio in means[OURS] / means[rival]]
+        print(f"{'ours / ' + rival:{NAME}}{''.join(f'{cell:{CELL}}' for cell in cells)}".rstrip())
+    return means[OURS][-1] / max(means[rival][-1] for rival in rivals)

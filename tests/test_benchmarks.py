@@ -1,6 +1,7 @@
 """Benchmarks run, at sizes at which their figures mean nothing, and end with the line that tools read."""
 
 import importlib
+import json
 import math
 import re
 import subprocess
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import cache, caption_metrics, search
+from benchmarks import cache, caption_metrics, real_search, search
 from benchmarks.simulated.driving import Report
 from benchmarks.simulated.figures import POINTS, at_shares, half_width, hypervolumes, regrets, share_of_epochs
 from benchmarks.simulated.problem import Problem
 from benchmarks.simulated.rivals import RIVALS
-from search_spaces import Float, Space
+from benchmarks.trained.problems import Problem as TrainedProblem
+from benchmarks.trained.searches import METHODS
+from search_spaces import Choice, Float, Space
 from trainables.captioning.settings import Settings
 
 
@@ -33,6 +36,7 @@ def test_every_benchmark_is_known_by_name():
         "gang_overhead",
         "inference",
         "many_trials",
+        "real_search",
         "search",
         "throughput",
     ]
@@ -268,3 +272,73 @@ def test_slow_rivals_are_left_out_by_name_until_all_are_asked_for(capsys):
     assert f"{slow} left out with 64 gangs" in capsys.readouterr().out
     assert slow in search.methods([slow, "random"], 4, every=False)
     assert search.methods([slow], 64, every=True) == [search.OURS, slow]
+
+
+def test_the_best_cider_is_the_one_that_stood_when_a_share_was_spent():
+    run = {"cider": [None, 0.2, None, 0.1, 0.4]}
+    best = real_search.best_so_far
+    assert best(run, [1] * 5, np.array([1, 2, 4, 5, 9])).tolist() == [0, 0.2, 0.2, 0.4, 0.4]
+    assert best(run, [0.1] * 5, np.array([0.5, 0.49])).tolist() == [0.4, 0.2]
+    assert best(run, [5, 1, 1, 1, 1], np.array([5.5, 6.0])).tolist() == [0, 0.2]
+
+
+def test_worker_seconds_are_compared_up_to_what_the_cheapest_method_spent():
+    runs = {
+        "captune auto": [{"cider": [0.1, 0.5], "worker_s": [4.0, 4.0]}],
+        "random": [{"cider": [0.2, 0.3], "worker_s": [1.0, 4.0]}],
+    }
+    figures = real_search.shown(runs, budget_epochs=2)
+    assert figures["captune auto"].tolist() == [[0, 0.1, 0.5, 0, 0, 0.1]]
+    assert figures["random"].tolist() == [[0, 0.2, 0.3, 0.2, 0.2, 0.3]]
+
+
+@pytest.fixture
+def tiny_real_search(monkeypatch, tmp_path):
+    """Two seeds of trainings of three epochs on twenty scenes."""
+    tiny = TrainedProblem(
+        name="tiny",
+        data={"format": "shapes", "size": 20, "image_size": 16, "cache": str(tmp_path / "cache")},
+        model={"encoder_width": 4, "decoder": "gru", "decoder_width": 8},
+        space=Space({"learning_rate": Float(1e-4, 1e-2, log=True), "batch_size": Choice([16, 32])}),
+        max_epochs=3,
+    )
+    monkeypatch.setattr(real_search, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(real_search, "chosen", lambda cache: [tiny])
+    monkeypatch.setenv("REAL_SEARCH_SEEDS", "2")
+    monkeypatch.setenv("REAL_SEARCH_TRAININGS", "4")
+    monkeypatch.setenv("REAL_SEARCH_RESULTS", str(tmp_path / "results"))
+
+
+@pytest.mark.slow  # imports Ray Tune, trains
+@pytest.mark.timeout(120)
+def test_real_search_spends_the_same_under_every_method_and_goes_on_where_it_was(
+    tiny_real_search, monkeypatch, tmp_path, capsys
+):
+    real_search.main()
+    first = capsys.readouterr().out
+    assert ratio("real_search", first) >= 0
+    kept = [json.loads(file.read_text())["run"] for file in (tmp_path / "results").glob("*.json")]
+    assert len(kept) == 2 * len(METHODS)
+    # Captune keeps what the best trial may need to be finished, and may find it finished already.
+    assert all(12 - 3 < len(run["worker_s"]) <= 12 for run in kept)
+    asha, random = (
+        json.loads((tmp_path / "results" / f"tiny-{m}-1.json").read_text())["run"]
+        for m in ("rayasha+optuna", "random")
+    )
+    assert [cider is not None for cider in random["cider"]] == [False, False, True] * 4
+    assert asha["cider"][0] is not None and asha["trials"] > 4
+
+    (tmp_path / "results" / "tiny-random-1.json").unlink()
+    asked = []
+    trained = real_search.search
+    monkeypatch.setattr(real_search, "search", lambda *task: asked.append(task[1:]) or trained(*task))
+    real_search.main()
+    again = capsys.readouterr().out
+    assert asked == [("random", 1, 12)]
+    assert "5 of 6 runs are in" in again
+    assert re.findall(r"^ours / .*", again, re.M) == re.findall(r"^ours / .*", first, re.M)
+
+    monkeypatch.setenv("REAL_SEARCH_TRAININGS", "2")  # another budget: nothing of it is there
+    monkeypatch.setattr(real_search, "search", lambda *task: kept[0])
+    real_search.main()
+    assert "0 of 6 runs are in" in capsys.readouterr().out

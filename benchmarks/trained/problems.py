@@ -6,14 +6,14 @@ Both have the shipped space with narrower decoders. This file knows no search me
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from search_spaces import Choice, Space
 from search_spaces.captioning import captioning
 
-SPACE = Space({**captioning(), "decoder_width": Choice([32, 64, 96, 128])})
+SPACE = Space({**captioning(), "decoder_width": Choice([32, 64, 96])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,16 +25,16 @@ class Problem:
     """The experiment's `data` section."""
     model: Mapping[str, Any]
     """Fixed settings."""
-    space: Space = SPACE
+    space: Space = field(default_factory=lambda: SPACE)
     max_epochs: int = 9
 
 
-def shapes(cache: Path, size: int = 600) -> Problem:
-    """Drawn scenes of 32 px, `size` of them with five captions each, and a small CNN that is trained along."""
+def shapes(cache: Path, size: int = 450) -> Problem:
+    """Drawn scenes of 32 px, `size` of them with five captions each; a small CNN is trained along."""
     return Problem(
         name="shapes",
         data={"format": "shapes", "size": size, "image_size": 32, "cache": str(cache)},
-        model={"encoder": "cnn", "encoder_width": 8, "decoder": "gru"},
+        model={"encoder": "cnn", "encoder_width": 16, "decoder": "gru_attention"},
     )
 
 
