@@ -29,7 +29,7 @@ class Problem:
     max_epochs: int = 9
 
 
-def shapes(cache: Path, size: int = 450) -> Problem:
+def shapes(cache: Path, size: int = 400) -> Problem:
     """Drawn scenes of 32 px, `size` of them with five captions each; a small CNN is trained along."""
     return Problem(
         name="shapes",
