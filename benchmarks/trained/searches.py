@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from benchmarks.simulated.driving import Method, RandomSearch
 from benchmarks.simulated.ray_rivals import RayAsha
-from benchmarks.trained.problems import Problem
+from benchmarks.trained.problems import Captioner, Problem
 from trainables.order import Failure
 from tuning.events import TrialEnded
 from tuning.experiment import Experiment
@@ -35,7 +35,7 @@ class Record:
     def __init__(self, curves: TrainableCurves):
         self._curves = curves
         self.worker_s: list[float] = []
-        """Seconds of processor time of each epoch, with what it took to set up, evaluate and measure."""
+        """Seconds of processor time of each epoch, with what it took to set up and to evaluate."""
         self.cider: list[float | None] = []
         """Of each epoch; None where the trial was not evaluated in full, or diverged."""
         self.trials: set[str] = set()
@@ -70,6 +70,7 @@ def search(problem: Problem, method: str, seed: int, budget_epochs: int) -> dict
     experiment = Experiment.from_dict(
         {
             "name": problem.name,
+            "trainable": f"{Captioner.__module__}:{Captioner.__name__}",
             "data": problem.data,
             "model": problem.model,
             "search_space": problem.space,
