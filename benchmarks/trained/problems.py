@@ -20,7 +20,7 @@ SPACE = Space({**captioning(), "decoder_width": Choice([32, 64, 96])})
 
 
 class Captioner(Captioning):
-    """The shipped trainable, but nothing is measured at a trial's first full evaluation: that takes as long as
+    """The shipped trainable, but nothing is measured at a trial's first full evaluation: it takes as long as
     two epochs (an EfficientNet, on one core), no objective needs it, and it would be charged most to the
     method that begins most trials."""
 
