@@ -123,6 +123,8 @@ class Auto(Scheduler):
             if epoch in trial.results
         }
         self._waiting: dict[int, int] = {}  # number -> epoch of the rung at which it is paused
+        self._looked_at = 0  # how many trials were searched for results
+        self._changing: list[int] = []  # those of them that were not over
         self._parameters: dict[int, Any] = {}  # of the process, by the number of results at their fit
         self._choice: tuple[Any, _Choice] | None = None  # with what it was made from
 
@@ -304,11 +306,14 @@ class Auto(Scheduler):
 
     def _take_in_results(self) -> None:
         """What another scheduler was told."""
-        for number, trial in enumerate(self._observed):
+        known, self._looked_at = self._looked_at, len(self._observed)
+        numbers = [*self._changing, *range(known, self._looked_at)]
+        for number in numbers:
             for epoch in self._levels:
-                if epoch in trial.results:
+                if epoch in self._observed[number].results:
                     self._arrivals[number, epoch] = None
             self._remember_failure(number)
+        self._changing = [number for number in numbers if not self._observed[number].over]
 
     def _remember_failure(self, number: int) -> None:
         trial = self._observed[number]

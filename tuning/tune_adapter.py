@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.exceptions import RayActorError
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher as TuneSearcherBase
 
@@ -25,6 +26,7 @@ from tuning.gangs import Gangs
 from tuning.search import Run, Search
 
 ASK_S = 10.0  # how long one question to a gang's owner may stay open
+REMEMBERED = 200  # trials of which Tune may keep those that are over; more, and each next one costs more
 PATIENCE_S = 120.0  # how long an owner may take to come back before its trial counts as lost
 
 
@@ -169,5 +171,10 @@ class Ticker(_Unsaved, tune.Callback):
         self._search = search
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
-        """Tune's loop went round once, at the latest after 0.1 s."""
+        """Tune's loop went round once, at the latest after 0.1 s.
+
+        `trials` is the list that Tune itself goes through several times a trial: what is over leaves it.
+        """
         self._search.tick()
+        if len(trials) > REMEMBERED:
+            trials[:] = [trial for trial in trials if trial.status != Trial.TERMINATED]
