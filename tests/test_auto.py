@@ -10,10 +10,12 @@ from scipy.stats import qmc
 
 from search_spaces import Choice, Float, Int, Space
 from trainables.order import Failure
-from tuning.auto import expected_gain
+from tuning.auto import Auto, expected_gain
 from tuning.encoding import Encoding
 from tuning.experiment import Experiment
 from tuning.gaussian_process import GaussianProcess
+from tuning.proposers import Observed
+from tuning.ranking import Standing
 from tuning.simulator import simulate
 
 SPACE = Space(
@@ -179,3 +181,29 @@ def test_neighbours_are_in_the_space_and_mostly_near():
     distances = np.linalg.norm(encoding.points(around) - home, axis=1)
     far = np.linalg.norm(encoding.points(encoding.draw(rng, 200)) - home, axis=1)
     assert np.median(distances) < 0.5 * np.median(far)
+
+
+def test_beside_another_scheduler_only_trials_that_may_change_are_searched_for_results():
+    """Else each proposal costs more than the one before, and thousands of trials cost hours."""
+
+    class Results(dict):
+        looked = 0
+
+        def __contains__(self, epoch):
+            Results.looked += 1
+            return super().__contains__(epoch)
+
+    auto = Auto(SPACE, 0, levels=(9,))
+    observed = [Observed(SPACE.at(dict.fromkeys(SPACE, 0.5)), Results(), over=True) for _ in range(60)]
+    for number, trial in enumerate(observed):
+        trial.results[9] = Standing((float(number),))
+    waits = Observed(SPACE.at(dict.fromkeys(SPACE, 0.1)), Results())
+    observed.append(waits)
+    auto.watch(observed, decides=False)
+    auto.propose(61, observed)
+    Results.looked = 0
+    auto.propose(61, observed)
+    assert Results.looked == 1, "the one that is not over"
+    waits.results[9] = Standing((-1.0,))
+    auto.propose(61, observed)
+    assert (60, 9) in auto._arrivals, "a result that came later is known"

@@ -5,6 +5,7 @@ from copy import deepcopy
 from statistics import mean
 
 import numpy as np
+import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from tuning.proposers import (
     Observed,
     Random,
     Sobol,
+    _study,
     highest_level,
     make_sampler,
 )
@@ -352,3 +354,24 @@ def test_a_generation_waits_for_its_results_and_goes_on_meanwhile(make):
         assert proposal.generation == 0
         observed.append(Observed(proposal.config, problem(proposal.config)))
     assert make(SQUARE, 0).propose(POPULATION + 2, observed).generation == 1
+
+
+def test_a_sampler_is_shown_what_optuna_would_make_of_results_and_no_copies_of_it():
+    """Copies of a thousand results cost more than TPE itself."""
+    rng = np.random.default_rng(0)
+    shown = [
+        (Observed({"x": float(x), "y": float(y)}), Standing((float(x),), violation=float(y > 0.5)))
+        for x, y in rng.random((20, 2))
+    ]
+    told = _study(SQUARE, shown, make_sampler("tpe", 5)(0)).get_trials(deepcopy=False)
+    assert all(deepcopy(trial) is trial for trial in told)
+    for number, (trial, (observed, standing)) in enumerate(zip(told, shown, strict=True)):
+        own = optuna.trial.create_trial(
+            params=dict(observed.config),
+            distributions=SQUARE.distributions(),
+            values=list(standing.losses),
+            constraints={"violation": standing.violation},
+        )
+        assert (trial.number, trial.params, trial.distributions) == (number, own.params, own.distributions)
+        assert (trial.state, trial.values, trial.constraints) == (own.state, own.values, own.constraints)
+        assert trial.system_attrs == own.system_attrs
