@@ -5,9 +5,10 @@ search: the same space, the same epochs, one trial at a time on one thread, in o
 (`trained/searches.py`), so that an epoch costs the same under every method. Each method has a trial evaluated
 in full, which is what CIDEr costs, at its own rungs only: with 9 epochs Captune's is 3, Ray's 1 and 3.
 The figure is the best CIDEr so far on the validation split, of any trial at a rung or its end: what a
-user would ship. Worker-seconds are processor time, so that a busy machine disturbs them little; their
-shares are of what the cheapest method of the same seed spent, so that all have a figure there. What the
-methods themselves take is in the column `search s`.
+user would ship. Worker-seconds are processor time, which waiting does not add to, but which work beside it
+makes up to twice as long: they want a quiet machine, epochs do not. Their shares are of what the cheapest
+method of the same seed spent, so that all have a figure there. What the methods themselves take is in the
+column `search s`.
 
 Data: drawn scenes; and photographs, where REAL_SEARCH_FLICKR8K names a folder in the layout of Flickr8k.
 Also from the environment: REAL_SEARCH_SEEDS (3), REAL_SEARCH_TRAININGS (12, the budget in full trainings),
