@@ -1,41 +1,47 @@
-import json
+"""The contract of every method and sequence of methods, and what each of them does on its own."""
+
+import copy
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load, load_file, save
 from torch import nn
 
-from trainables.captioning.checkpoint import TrialState, load_state, load_weights, save_checkpoint
-from trainables.captioning.compress import as_shipped
-from trainables.captioning.compress.artefact import load_artefact, save_artefact, size_bytes
-from trainables.captioning.compress.int8 import (
-    Int8Embedding,
-    Int8Linear,
-    Int8TiedEmbedding,
-    StoredInt8Linear,
-    quantise,
-)
-from trainables.captioning.compress.low_rank import LowRankLinear, choose_ranks, factorise, is_factorised
-from trainables.captioning.compress.measure import count_macs, count_parameters
-from trainables.captioning.data.tokenizer import CaptionTokenizer
+from trainables.captioning.compress import METHODS, compress, find_strength, stored_bytes
+from trainables.captioning.compress.arithmetic import Int8Linear, Int8TiedEmbedding, fast, float_state
+from trainables.captioning.compress.encoding import Encoding, decode, encode, encoded_bytes, on_grid
+from trainables.captioning.compress.hold import hold, plain_state, prune_further, released
+from trainables.captioning.compress.low_rank import LowRank, LowRankConv2d, LowRankLinear, low_rank
+from trainables.captioning.compress.prune import prune, sparsity, sparsity_at
+from trainables.captioning.compress.rebuild import rebuilt
+from trainables.captioning.compress.share import share
 from trainables.captioning.model.captioner import Captioner
 from trainables.captioning.model.words import TiedEmbedding
+from trainables.captioning.settings import METHODS as NAMES
 from trainables.captioning.settings import Compression, Settings
 from trainables.trial import SettingsError
 
-VOCABULARY, SIZE = 30, 16
+pytestmark = pytest.mark.timeout(30)
+VOCABULARY, SIZE = 60, 16
+SHARED = {"tie_embeddings": True, "share_layers": True}
 every_decoder = pytest.mark.parametrize("kind", ["gru", "gru_attention", "transformer"])
-SHARED = {"tie_embeddings": True, "share_layers": True, "embedding_width": 40}
 sharing = pytest.mark.parametrize("shared", [{}, SHARED], ids=["whole", "shared"])
+TUNABLE = ["prune_units", "low_rank", "prune", "distil"]
+SEQUENCES = {
+    **{name: 0.6 if name in TUNABLE else None for name in NAMES},
+    "prune_units+low_rank": 0.7,
+    "prune+int8": 0.85,
+    "low_rank+int8": 0.85,
+    "share+prune_units+prune+int4": 0.92,
+    "distil+fp16": 0.8,
+}
+every_sequence = pytest.mark.parametrize("sequence", SEQUENCES)
 
 
-def make(kind: str = "gru_attention", seed: int = 0, vocabulary: int = VOCABULARY, **settings) -> Captioner:
+def make(kind: str = "gru", seed: int = 0, vocabulary: int = VOCABULARY, **settings) -> Captioner:
     torch.manual_seed(seed)
-    settings = {"decoder_width": 48, "encoder_width": 4, "decoder_layers": 2} | settings
+    settings = {"decoder_width": 48, "encoder_width": 16, "decoder_layers": 2, "dropout": 0.0} | settings
     return Captioner(Settings(decoder=kind, **settings), vocabulary, SIZE).eval()
 
 
@@ -43,10 +49,6 @@ def batch(rows: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (rows, SIZE, SIZE, 3), generator=generator).to(torch.uint8)
     return images, torch.randint(4, VOCABULARY, (rows, 6), generator=generator)
-
-
-def bytes_of(captioner: Captioner) -> int:
-    return sum(t.numel() * t.element_size() for t in captioner.decoder.state_dict().values())
 
 
 def by_steps(captioner: Captioner, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -57,7 +59,174 @@ def by_steps(captioner: Captioner, images: torch.Tensor, tokens: torch.Tensor) -
     return torch.stack(logits, 1)
 
 
-# int8
+def smaller(captioner: Captioner, sequence: str, ratio: float | None = None) -> Captioner:
+    return compress(captioner, sequence.split("+"), ratio or SEQUENCES[sequence])
+
+
+def removed(captioner: Captioner, small: Captioner) -> float:
+    return 1 - stored_bytes(small) / stored_bytes(captioner)
+
+
+class TestEverySequence:
+    """What is promised of each method, and of several one after the other."""
+
+    @every_sequence
+    @every_decoder
+    def test_it_removes_what_it_is_asked_to_and_leaves_the_original_alone(self, kind, sequence):
+        captioner, (images, tokens) = make(kind), batch()
+        before = captioner(images, tokens)
+        small = smaller(captioner.train(), sequence)
+        assert small.training
+        assert torch.equal(captioner.eval()(images, tokens), before)
+        if SEQUENCES[sequence]:
+            assert removed(captioner, small) == pytest.approx(SEQUENCES[sequence], abs=0.05)
+        else:
+            assert removed(captioner, small) > 0.01
+        logits = small.eval()(images, tokens)
+        assert logits.shape == before.shape and logits.isfinite().all()
+        torch.testing.assert_close(by_steps(small, images, tokens), logits, rtol=1e-4, atol=1e-5)
+
+    @every_sequence
+    def test_shapes_tell_the_bytes(self, sequence):
+        captioner = make("transformer")
+        names = sequence.split("+")
+        shapes_only = compress(copy.deepcopy(captioner).to("meta"), names, SEQUENCES[sequence])
+        real = smaller(captioner, sequence)
+        assert abs(stored_bytes(shapes_only) - stored_bytes(real)) < 0.01 * stored_bytes(captioner)
+
+    @every_sequence
+    @every_decoder
+    def test_gradients_flow_and_what_is_trained_is_what_ships(self, kind, sequence):
+        held, (images, tokens) = hold(smaller(make(kind).train(), sequence)), batch()
+        optimizer = torch.optim.AdamW(held.parameters(), 1e-3)
+        for _ in range(2):
+            optimizer.zero_grad()
+            held(images, tokens).square().mean().backward()
+            without = [name for name, p in held.named_parameters() if p.grad is None or not p.grad.any()]
+            assert without == []
+            optimizer.step()
+        shipped = released(held)
+        torch.testing.assert_close(shipped(images, tokens), held.eval()(images, tokens))
+        again = released(shipped)
+        for name, tensor in shipped.state_dict().items():
+            assert torch.equal(again.state_dict()[name], tensor), name
+            if name in shipped.encodings:
+                assert torch.equal(on_grid(tensor, shipped.encodings[name].kind), tensor)
+
+    @every_sequence
+    @sharing
+    def test_its_weights_can_be_put_into_another_captioner(self, sequence, shared):
+        if shared and "share" in sequence:
+            pytest.skip("nothing is left to share")
+        if shared:
+            sequence_ratio = min(SEQUENCES[sequence] or 0.6, 0.85 if "int4" not in sequence else 0.92)
+        held = hold(smaller(make(**shared), sequence, sequence_ratio if shared else None))
+        state = plain_state(held)
+        with torch.device("meta"):
+            empty = Captioner(held.settings, VOCABULARY, SIZE)
+        other = rebuilt(empty, {name: tuple(tensor.shape) for name, tensor in state.items()}).to_empty(
+            device="cpu"
+        )
+        other.load_state_dict(state)
+        other.encodings = held.encodings
+        images, tokens = batch()
+        torch.testing.assert_close(released(other)(images, tokens), released(held)(images, tokens))
+
+    @every_sequence
+    def test_what_a_trained_captioner_says_survives_a_little_of_it(self, sequence):
+        if "distil" in sequence or "share" in sequence:
+            pytest.skip("starts anew, or merges what has not been merged before")
+        captioner, (images, tokens) = make(), batch()
+        names = sequence.split("+")
+        least = {
+            "low_rank": 0.05, "prune": 0.1, "prune_units": 0.05, "prune_units+low_rank": 0.05,
+            "prune+int8": 0.73, "low_rank+int8": 0.73,
+        }.get(sequence)  # fmt: skip
+        small = released(compress(captioner, names, least))
+        before, after = (model(images, tokens).log_softmax(-1) for model in (captioner, small))
+        assert (after.exp() - before.exp()).abs().max() < 0.02
+        assert not torch.equal(before, after)
+
+    @every_sequence
+    def test_nonsense_is_refused_with_what_can_be_done(self, sequence):
+        if not any(METHODS[name].tunable for name in sequence.split("+")):
+            pytest.skip("has no ratio")
+        with pytest.raises(SettingsError, match=r"0\.999: .* removes between 0\.\d+ and (0\.\d+) of this"):
+            smaller(make(decoder_width=8, encoder_width=4), sequence, 0.999)
+
+
+def test_the_names_in_the_settings_are_those_of_the_methods():
+    assert tuple(METHODS) == NAMES
+
+
+def test_the_ratio_of_a_fixed_method_does_not_matter():
+    assert find_strength(make(), ["int8"], None) == find_strength(make(), ["int8"], 0.1)
+
+
+@pytest.mark.parametrize(
+    ("given", "becomes"),
+    [
+        ("int8+prune", "prune+int8"),
+        (["int4", "distil", "prune"], "distil+prune+int4"),
+        ("none", "none"),
+        ("low_rank", "low_rank"),
+    ],
+)
+def test_methods_come_in_the_order_of_their_application(given, becomes):
+    assert Compression(method=given).method == becomes
+    assert "+".join(Compression(method=given).methods) or becomes == "none"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("prune+int9", "no method 'int9'; did you mean 'int8'"),
+        ("quantum", "no method 'quantum'; .*prune_units"),
+        ("int8+int8", "'int8' is there twice"),
+        ("int8+int4", "int8 and int4 are number formats; keep one"),
+        (3, "a method, methods joined by"),
+    ],
+)
+def test_what_is_no_method_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        Compression(method=given)
+
+
+# encodings
+
+
+@pytest.mark.parametrize("kind", ["fp32", "fp16", "bf16", "int8", "int8_per_tensor", "int4"])
+@pytest.mark.parametrize("shape", [(7, 45), (12, 3, 3, 3), (5, 1), (64,), (3, 64)])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_what_is_read_is_what_was_computed_with_and_takes_the_bytes_that_were_said(kind, shape, sparse):
+    torch.manual_seed(0)
+    weight = torch.randn(shape)
+    if sparse:
+        weight *= torch.rand(shape) < 0.3
+    density = weight.count_nonzero().item() / weight.numel() if sparse else 1.0
+    encoding = Encoding(kind, density)
+    stored = encode(weight, encoding)
+    assert torch.equal(decode(stored, shape, encoding), on_grid(weight, kind))
+    assert torch.equal(on_grid(on_grid(weight, kind), kind), on_grid(weight, kind))
+    total = sum(part.numel() * part.element_size() for part in stored.values())
+    if not (sparse and kind == "int4"):  # what is rounded to zero is left out, too
+        assert total == encoded_bytes(shape, encoding)
+    assert total <= encoded_bytes(shape, encoding)
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("int8", 127), ("int8_per_tensor", 127), ("int4", 7)])
+def test_a_grid_is_as_fine_as_its_bits_allow(kind, steps):
+    torch.manual_seed(0)
+    weight = torch.randn(4, 32, dtype=torch.float64)
+    peak = weight.abs().amax() if kind == "int8_per_tensor" else weight.abs().amax(1, keepdim=True)
+    # Half a step, and what a scale of few digits adds at the ends.
+    bound = (
+        peak / steps * (0.5 + steps / (2 if kind == "int4" else 0.5) * 2 ** -(8 if kind == "int4" else 11))
+    )
+    assert ((on_grid(weight.float(), kind).double() - weight).abs() <= bound).all()
+
+
+# int8 arithmetic
 
 
 def rounded(matrix: torch.Tensor) -> torch.Tensor:
@@ -71,8 +240,6 @@ def test_int8_linear_is_a_product_of_rounded_rows():
     linear, x = nn.Linear(37, 21), 3 * torch.randn(2, 5, 37)
     expected = rounded(x) @ rounded(linear.weight).T + linear.bias
     torch.testing.assert_close(Int8Linear(linear)(x).double(), expected, rtol=1e-4, atol=1e-4)
-    expected = x.double() @ rounded(linear.weight).T + linear.bias
-    torch.testing.assert_close(StoredInt8Linear(linear)(x).double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_int8_linear_without_bias_and_with_a_row_of_zeros():
@@ -82,24 +249,7 @@ def test_int8_linear_without_bias_and_with_a_row_of_zeros():
     torch.testing.assert_close(out[1], linear.weight.sum(1), rtol=0.05, atol=0.05)
 
 
-def test_a_stored_int8_layer_follows_its_buffers():
-    torch.manual_seed(0)
-    one, other, x = StoredInt8Linear(nn.Linear(9, 4)), StoredInt8Linear(nn.Linear(9, 4)), torch.randn(2, 9)
-    assert not torch.equal(one(x), other(x))
-    one.load_state_dict(other.state_dict())
-    torch.testing.assert_close(one(x), other(x))
-
-
-def test_int8_embedding_gives_rounded_rows():
-    embedding = nn.Embedding(11, 6)
-    tokens = torch.tensor([[1, 10], [4, 4]])
-    expected = rounded(embedding.weight)[tokens]
-    torch.testing.assert_close(Int8Embedding(embedding)(tokens).double(), expected)
-
-
-@pytest.mark.parametrize("threshold", [1024, 2**19])
-def test_a_tied_int8_matrix_is_looked_up_and_multiplied_in_the_same_rounding(threshold, monkeypatch):
-    monkeypatch.setattr("trainables.captioning.compress.int8._FEWEST_FOR_ARITHMETIC", threshold)
+def test_a_tied_int8_matrix_is_looked_up_and_multiplied_in_the_same_rounding():
     torch.manual_seed(0)
     embedding, x = TiedEmbedding(40, 32), torch.randn(2, 5, 32)
     with torch.no_grad():
@@ -107,70 +257,43 @@ def test_a_tied_int8_matrix_is_looked_up_and_multiplied_in_the_same_rounding(thr
     small, matrix = Int8TiedEmbedding(embedding), rounded(embedding.weight)
     tokens = torch.tensor([[3, 39], [0, 0]])
     torch.testing.assert_close(small(tokens).double(), matrix[tokens] * 32**0.5, rtol=1e-5, atol=1e-6)
-    activations = rounded(x) if threshold == 1024 else x.double()
-    expected = activations @ matrix.T + embedding.bias
+    expected = rounded(x) @ matrix.T + embedding.bias
     torch.testing.assert_close(small.logits(x).double(), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.fixture
+def everything_in_int8(monkeypatch):
+    monkeypatch.setattr("trainables.captioning.compress.arithmetic.FEWEST_WEIGHTS", 1024)
+
+
 @every_decoder
 @sharing
-def test_quantising_makes_the_decoder_nearly_four_times_smaller_and_hardly_changes_it(kind, shared):
-    captioner, (images, tokens) = make(kind, decoder_width=128, **shared), batch()
-    before = captioner(images, tokens)
-    small = quantise(captioner)
-    # Fewer matrices beside as many biases: a little less of a shared decoder can shrink.
-    assert bytes_of(small) < bytes_of(captioner) / (3.3 if shared else 3.5)
-    assert (small(images, tokens).softmax(-1) - before.softmax(-1)).abs().max() < 2e-3
-    torch.testing.assert_close(captioner(images, tokens), before)  # the original is as it was
+def test_int8_arithmetic_says_the_same_and_keeps_the_weights(kind, shared, everything_in_int8):
+    shipped, (images, tokens) = released(smaller(make(kind, **shared), "int8")), batch()
+    quick = fast(shipped)
+    assert any(isinstance(module, Int8Linear) for module in quick.modules())
+    assert (quick(images, tokens).softmax(-1) - shipped(images, tokens).softmax(-1)).abs().max() < 5e-3
+    torch.testing.assert_close(by_steps(quick, images, tokens), quick(images, tokens), rtol=0, atol=2e-3)
+    state = float_state(quick)
+    assert state.keys() == shipped.state_dict().keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in shipped.state_dict().items())
+    assert stored_bytes(quick) == stored_bytes(shipped)
 
 
 @every_decoder
-@pytest.mark.parametrize("threshold", [1024, 2**19])
-@sharing
-def test_int8_generation_computes_what_int8_teacher_forcing_does(kind, shared, threshold, monkeypatch):
-    """With a low threshold all layers are multiplied in int8, with the usual one these small ones are not."""
-    monkeypatch.setattr("trainables.captioning.compress.int8._FEWEST_FOR_ARITHMETIC", threshold)
-    small, (images, tokens) = quantise(make(kind, **shared)), batch()
-    assert any(isinstance(m, Int8Linear) for m in small.modules()) == (threshold == 1024)
-    # A last bit that differs may round an activation the other way.
-    torch.testing.assert_close(by_steps(small, images, tokens), small(images, tokens), rtol=0, atol=2e-3)
-
-
-@every_decoder
-def test_an_int8_caption_does_not_depend_on_batch_mates(kind, monkeypatch):
-    monkeypatch.setattr("trainables.captioning.compress.int8._FEWEST_FOR_ARITHMETIC", 1024)
-    small, (images, tokens) = quantise(make(kind)), batch()
+def test_an_int8_caption_does_not_depend_on_batch_mates(kind, everything_in_int8):
+    small, (images, tokens) = fast(released(smaller(make(kind), "int8"))), batch()
     images[0] = 255  # an outlier must not coarsen the others
     alone = torch.cat([small(images[i : i + 1], tokens[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(small(images, tokens), alone, rtol=0, atol=2e-3)
 
 
-# low_rank
+def test_other_formats_are_computed_in_float(everything_in_int8):
+    for kind in ("int8_per_tensor", "int4", "fp16"):
+        assert not any(isinstance(m, Int8Linear) for m in fast(released(smaller(make(), kind))).modules())
 
 
-@pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5, 0.75, 0.9])
-@every_decoder
-@sharing
-def test_the_ratio_is_the_share_of_the_bytes_that_goes(kind, shared, ratio):
-    captioner = make(kind, **shared)
-    small = factorise(captioner, ratio)
-    replaced = {n for n, m in small.decoder.named_modules() if isinstance(m, LowRankLinear)}
-    before = sum(captioner.decoder.get_submodule(name).weight.numel() for name in replaced)
-    after = sum(
-        small.decoder.get_submodule(name).left.numel() + small.decoder.get_submodule(name).right.numel()
-        for name in replaced
-    )
-    assert 1 - after / before == pytest.approx(ratio, abs=0.05)
-    assert bytes_of(captioner) - bytes_of(small) == 4 * (before - after)
-
-
-def test_a_matrix_that_cannot_shrink_stays():
-    assert choose_ranks({"wide": (64, 64), "row": (1, 64), "two": (2, 2)}, 0.5) == {"wide": 16}
-
-
-def test_a_ratio_out_of_reach_is_refused_with_the_reachable_one():
-    with pytest.raises(SettingsError, match=r"0\.99 .*rank 1 everywhere removes 0\.750.*at most that"):
-        choose_ranks({"a": (8, 8), "b": (8, 8)}, 0.99)
+# low rank
 
 
 def test_the_factors_are_the_best_approximation():
@@ -183,161 +306,113 @@ def test_the_factors_are_the_best_approximation():
     torch.testing.assert_close(LowRankLinear(linear, 20)(x), linear(x))
 
 
-@every_decoder
-@sharing
-def test_a_factorised_captioner_trains_all_its_factors(kind, shared):
-    captioner, (images, tokens) = make(kind, **shared), batch()
-    before = captioner(images, tokens)
-    small = factorise(captioner.train(), 0.5)
-    assert small.training
-    optimizer = torch.optim.SGD(small.parameters(), 0.1)
-    small(images, tokens).square().mean().backward()
-    assert [name for name, p in small.named_parameters() if p.grad is None or not p.grad.any()] == []
-    optimizer.step()
-    torch.testing.assert_close(captioner.eval()(images, tokens), before)  # the original is as it was
-
-
-@every_decoder
-@sharing
-def test_factorised_generation_computes_what_teacher_forcing_does(kind, shared):
-    small, (images, tokens) = factorise(make(kind, **shared), 0.5), batch()
-    torch.testing.assert_close(by_steps(small, images, tokens), small(images, tokens), rtol=1e-4, atol=1e-5)
-
-
-def test_a_checkpoint_fits_any_factorisation_with_the_same_settings():
-    one, other = factorise(make(seed=0), 0.6), factorise(make(seed=1), 0.6)
-    other.load_state_dict(one.state_dict())
-    images, tokens = batch()
-    torch.testing.assert_close(other(images, tokens), one(images, tokens))
-
-
-def test_what_ships():
-    captioner = make().train()
-    plain = as_shipped(captioner, Compression())
-    assert not plain.training and plain is not captioner and captioner.training
-    factorised = as_shipped(captioner, Compression(method="low_rank", ratio=0.5))
-    assert is_factorised(factorised) and not factorised.training and not is_factorised(captioner)
-    trained = factorise(captioner, 0.5)
-    with torch.no_grad():
-        for parameter in trained.parameters():
-            parameter += 0.1
-    shipped = as_shipped(trained, Compression(method="low_rank", ratio=0.5))
-    assert all(torch.equal(a, b) for a, b in zip(shipped.parameters(), trained.parameters(), strict=True))
-    assert any(b.dtype == torch.int8 for b in as_shipped(captioner, Compression(method="int8")).buffers())
-
-
-# artefact
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    captions = ["a b c d e f g h i j k l m n o p q r s t u v w x y z"] * 3
-    return CaptionTokenizer.train(captions, kind="word", vocabulary_size=100, min_frequency=1)
-
-
-def shouting(kind: str, tokenizer: CaptionTokenizer, **settings) -> Captioner:
-    """A captioner far from uniform, so that its captions tell images apart."""
-    captioner = make(kind, vocabulary=tokenizer.vocabulary_size, **settings)
-    with torch.no_grad():
-        for parameter in captioner.decoder.parameters():
-            parameter *= 3
-    return captioner
-
-
-@every_decoder
-@pytest.mark.parametrize("method", ["none", "int8", "low_rank"])
-@sharing
-def test_a_loaded_artefact_writes_the_same_captions(kind, shared, method, tokenizer, tmp_path):
-    captioner = as_shipped(shouting(kind, tokenizer, **shared), Compression(method=method, ratio=0.5))
-    save_artefact(captioner, tokenizer, tmp_path / "best", max_tokens=7, facts={"trial": "t1"})
-    loaded = load_artefact(tmp_path / "best")
-    images, tokens = batch(5)
-    assert torch.equal(loaded.captioner(images, tokens), captioner(images, tokens))
-    ids = captioner.generate(images, max_tokens=7, beam_width=3, length_penalty=0.7)
-    captions = loaded.caption(list(images.numpy()), batch_size=2)
-    assert captions == tokenizer.decode(ids)
-    assert any(captions)
-    assert loaded.facts == {"trial": "t1"}
-    assert not loaded.captioner.training
-    assert size_bytes(captioner) == (tmp_path / "best" / "weights.safetensors").stat().st_size
-
-
-@every_decoder
-@pytest.mark.parametrize("method", ["none", "int8", "low_rank"])
-def test_shared_weights_are_counted_and_stored_once(kind, method):
-    compression = Compression(method=method, ratio=0.5)
-    settings = {"vocabulary": 200, "decoder_layers": 3}
-    whole = as_shipped(make(kind, **settings), compression)
-    shared = as_shipped(make(kind, **settings, tie_embeddings=True, share_layers=True), compression)
-    gru = 2 * (48 * 144 + 144)
-    layer = {"transformer": 8 * (48 * 48 + 48) + 2 * 4 * 48 * 48 + 5 * 48 + 6 * 48}.get(kind, gru)
-    if method != "low_rank":  # there the output layer has factors, unless it is tied
-        assert count_parameters(whole) - count_parameters(shared) == 2 * layer + 200 * 48
-    assert size_bytes(whole) - size_bytes(shared) > (4 if method == "none" else 1) * 2 * layer
-    if method != "low_rank":  # an image is turned into keys once for all layers; nothing else is saved
-        saved = (count_macs(m, image_size=SIZE, max_tokens=5) for m in (whole, shared))
-        assert next(saved) - next(saved) == (2 * 2 * 64 * 48 * 48 if kind == "transformer" else 0)
-    assert sum(200 in t.shape and t.ndim == 2 for t in shared.state_dict().values()) == 1
-    assert load(save(shared.state_dict())).keys() == shared.state_dict().keys()  # it refuses aliases
-
-
-@every_decoder
-def test_a_checkpoint_of_shared_weights_comes_back(kind, tokenizer, tmp_path):
-    one, other = (make(kind, seed, tokenizer.vocabulary_size, **SHARED) for seed in (0, 1))
-    state = TrialState(
-        settings=one.settings, epoch=1, image_size=SIZE, vocabulary_size=VOCABULARY, max_caption_tokens=7
-    )
-    save_checkpoint(tmp_path, state=state, captioner=one, tokenizer=tokenizer, training={})
-    assert load_state(tmp_path).settings == one.settings
-    images, tokens = batch()
-    assert not torch.equal(other(images, tokens), one(images, tokens))
-    load_weights(tmp_path, other)
-    assert torch.equal(other(images, tokens), one(images, tokens))
-
-
-def test_int8_weights_are_int8_in_the_file(tokenizer, tmp_path):
-    save_artefact(quantise(make(vocabulary=tokenizer.vocabulary_size)), tokenizer, tmp_path, max_tokens=7)
-    tensors = load_file(tmp_path / "weights.safetensors")
-    assert tensors["decoder.gru.hidden.0.quantised"].dtype == torch.int8
-    assert "decoder.gru.hidden.0.weight" not in tensors
-
-
-def test_images_come_as_paths_pillow_images_or_arrays(tokenizer, tmp_path):
-    save_artefact(shouting("gru", tokenizer), tokenizer, tmp_path, max_tokens=7)
-    artefact = load_artefact(tmp_path)
-    pixels = np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8)
-    image = Image.fromarray(pixels)
-    image.save(tmp_path / "image.png")
-    ways = [tmp_path / "image.png", str(tmp_path / "image.png"), image, pixels]
-    assert len(set(artefact.caption(ways, beam_width=1))) == 1
-    assert artefact.caption([]) == []
-
-
-def test_a_pretrained_encoder_ships_with_its_weights(tokenizer, tmp_path):
-    pytest.importorskip("efficientnet_lite_pytorch")
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_filter_of_full_rank_is_the_filter(stride):
     torch.manual_seed(0)
-    settings = Settings(
-        encoder="efficientnet_lite0", encoder_trainable=False, decoder="gru", decoder_width=16
-    )
-    captioner = Captioner(settings, tokenizer.vocabulary_size, 64).eval()
-    save_artefact(captioner, tokenizer, tmp_path, max_tokens=5)
-    loaded = load_artefact(tmp_path).captioner
-    assert loaded.encoder.fingerprint == captioner.encoder.fingerprint
-    assert (tmp_path / "weights.safetensors").stat().st_size > 13e6
+    layer, x = nn.Conv2d(6, 8, 3, stride=stride, padding=1).double(), torch.randn(2, 6, 9, 9).double()
+    torch.testing.assert_close(LowRankConv2d(layer, 8)(x), layer(x))
 
 
-def test_files_that_do_not_belong_together_are_refused(tokenizer, tmp_path):
-    save_artefact(make(vocabulary=tokenizer.vocabulary_size), tokenizer, tmp_path, max_tokens=7)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["settings"]["decoder_width"] = 32
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"weights\.safetensors does not fit .*config\.json"):
-        load_artefact(tmp_path)
+def test_rank_goes_where_the_energy_is():
+    captioner = make(decoder_layers=1)
+    plain, flat = captioner.decoder.gru.hidden[0], captioner.decoder.initial
+    with torch.no_grad():
+        plain.weight.copy_(torch.outer(torch.randn(144), torch.randn(48)))  # of rank 1
+    small = low_rank(captioner, 0.5)
+    assert small.decoder.gru.hidden[0].left.shape[1] == 1
+    factors = small.decoder.initial
+    assert not isinstance(factors, LowRank) or factors.left.shape[1] > 0.5 * min(flat.weight.shape) / 2
+    torch.testing.assert_close(small.decoder.gru.hidden[0].weight, plain.weight, rtol=1e-4, atol=1e-4)
+
+
+def test_a_frozen_encoder_stays_whole():
+    captioner = make()
+    captioner.encoder.frozen = True
+    assert not any(isinstance(m, LowRank) for m in low_rank(captioner, 0.9).encoder.modules())
+    assert any(isinstance(m, LowRank) for m in low_rank(make(), 0.9).encoder.modules())
+
+
+# pruning
+
+
+def test_the_smallest_are_zero_by_lamp_scores():
+    captioner = make()
+    small = prune(captioner, 0.5)
+    zeros = total = 0
+    scores = {True: [], False: []}
+    for name in small.encodings:
+        weight = captioner.get_parameter(name).detach().double().square()
+        kept = small.get_parameter(name) != 0
+        zeros, total = zeros + int((~kept).sum()), total + kept.numel()
+        flat = weight.flatten()
+        for index in range(0, flat.numel(), 97):  # by definition, one by one
+            score = flat[index] / flat[flat >= flat[index]].sum()
+            scores[bool(kept.flatten()[index])].append(float(score))
+        assert torch.equal(small.get_parameter(name)[kept], captioner.get_parameter(name)[kept])
+    assert zeros / total == pytest.approx(sparsity(0.5), abs=1e-3)
+    assert max(scores[False]) <= min(scores[True]) * (1 + 1e-9)
+
+
+def test_zhu_and_gupta():
+    assert [sparsity_at(progress) for progress in (0, 0.5, 1, 2)] == [0, 0.875, 1, 1]
+
+
+def test_more_is_pruned_in_place_and_stays_pruned():
+    held, (images, tokens) = hold(prune(make().train(), 0.2)), batch()
+    optimizer = torch.optim.AdamW(held.parameters(), 1e-2)
+    for target in (0.2, 0.6):
+        if target > 0.2:
+            prune_further(held, target)
+        for _ in range(2):
+            optimizer.zero_grad()
+            held(images, tokens).square().mean().backward()
+            optimizer.step()
+        shipped, state = released(held), plain_state(held)
+        for each in (shipped.state_dict(), state):
+            zeros = sum(int((each[name] == 0).sum()) for name in held.encodings)
+            assert zeros / sum(each[name].numel() for name in held.encodings) == pytest.approx(
+                target, abs=0.01
+            )
+    assert stored_bytes(released(held)) < 0.75 * stored_bytes(make())
+
+
+# sharing
+
+
+@every_decoder
+@pytest.mark.parametrize("widths", [{}, {"embedding_width": 24}], ids=["as-wide", "narrow-words"])
+def test_what_was_shared_in_fact_stays_as_it_was(kind, widths):
+    """Layers and word vectors that are equal already lose nothing, where widths let them be equal."""
+    captioner, (images, tokens) = make(kind, **widths), batch()
+    decoder = captioner.decoder
+    with torch.no_grad():
+        layers = decoder.layers if kind == "transformer" else decoder.gru.hidden
+        layers[1].load_state_dict(layers[0].state_dict())
+        if kind != "transformer":
+            if widths:
+                inputs = decoder.gru.input
+                inputs[0].weight.copy_(inputs[1].weight @ torch.randn(48, 24))
+                inputs[0].bias.copy_(inputs[1].bias)
+            else:
+                decoder.gru.input[1].load_state_dict(decoder.gru.input[0].state_dict())
+        factor = decoder.embedding.weight.shape[1] ** 0.5 / (48**0.5 if kind == "transformer" else 1)
+        if decoder.output.weight.shape[1] == decoder.embedding.weight.shape[1]:
+            decoder.output.weight.copy_(decoder.embedding.weight / factor)
+        else:
+            decoder.output.weight.copy_(decoder.embedding.weight @ torch.randn(24, 48))
+    small = share(captioner, 1.0)
+    assert small.settings.tie_embeddings and small.settings.share_layers
+    torch.testing.assert_close(small(images, tokens), captioner(images, tokens), rtol=1e-3, atol=1e-3)
+
+
+def test_nothing_left_to_share_is_refused():
+    with pytest.raises(SettingsError, match="shared already"):
+        share(make(**SHARED), 1.0)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(60)
-def test_an_artefact_needs_no_ray():
+def test_compression_needs_no_ray():
     code = "import sys, trainables.captioning.compress.artefact; print({'ray', 'optuna'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -75,6 +75,11 @@ def read_settings(config: Mapping[str, Any], section: tuple[str, ...] = ("model"
         settings = Settings.from_flat(dict(config))
     except ValidationError as error:
         raise _refusal(error, Settings, section) from error
+    if "distil" in settings.compression.methods and settings.compression.parent is None:
+        remedy = "ask for it under the experiment's `compression: {search: children}`"
+        raise SettingsError(
+            (*section, "compression", "method"), f"distil needs a trained parent to learn from: {remedy}"
+        )
     if {"encoder", "encoder_trainable"} <= config.keys() and _freezes_cnn(settings):
         remedy = "; where both are searched, give encoder_trainable `when: {encoder: [efficientnet_lite0]}`"
         raise SettingsError((*section, "encoder_trainable"), _FROZEN_CNN + remedy)

@@ -2,7 +2,8 @@
 
     trial.json            settings, epoch, shape of the model; readable by eye
     tokenizer.json        the vocabulary
-    weights.safetensors   the model, a frozen pretrained encoder left out: it comes from its package
+    weights.safetensors   the model in float32, without a frozen pretrained encoder that nothing has changed:
+                          it comes from its package
     optimizer.pt          optimizer and loss scaler; tensors and numbers only, read with weights_only=True
 
 Random state is not in it: every epoch is seeded anew from the trial's seed, so that an epoch after a resume
@@ -20,6 +21,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from trainables.captioning.compress.encoding import Encoding
+from trainables.captioning.compress.hold import plain_state
+from trainables.captioning.compress.rebuild import rebuilt
 from trainables.captioning.data.tokenizer import CaptionTokenizer
 from trainables.captioning.model.captioner import Captioner
 from trainables.captioning.settings import Settings
@@ -42,7 +46,7 @@ MUTABLE = frozenset(
     }
 )
 
-FORMAT = 1
+FORMAT = 2
 _TRIAL, _TOKENIZER, _WEIGHTS, _OPTIMIZER = (
     "trial.json",
     "tokenizer.json",
@@ -56,13 +60,18 @@ class TrialState:
     """What `trial.json` says."""
 
     settings: Settings
+    """Of the trial."""
+    model: Settings
+    """Of the captioner: the trial's, but for what compression has changed."""
     epoch: int
     """Epochs done."""
     image_size: int
     vocabulary_size: int
     max_caption_tokens: int
-    factorised: bool = False
-    """Whether the weights are those of low-rank factors."""
+    strength: float | None = None
+    """How strongly the captioner was compressed, 0 to 1; None: not yet."""
+    encodings: Mapping[str, Encoding] = field(default_factory=dict)
+    """How weights will lie in the file that ships, by name."""
     measured: dict[str, float] = field(default_factory=dict)
     """Size, cost and latency, where they have been measured."""
 
@@ -76,16 +85,19 @@ def save_checkpoint(
     training: Mapping[str, Any],
 ) -> None:
     """Write the four files into the existing `folder`. `training` holds state dicts by name."""
-    left_out = _prefix_left_out(captioner)
     weights = {
         name: tensor.detach().cpu().contiguous()
-        for name, tensor in captioner.state_dict().items()
-        if not left_out or not name.startswith(left_out)
+        for name, tensor in plain_state(captioner).items()
+        if not _left_out(state, name)
     }
     save_file(weights, folder / _WEIGHTS)
     tokenizer.save(folder / _TOKENIZER)
     torch.save(dict(training), folder / _OPTIMIZER)
-    described = asdict(state) | {"format": FORMAT, "settings": state.settings.model_dump(mode="json")}
+    described = asdict(state) | {
+        "format": FORMAT,
+        "settings": state.settings.model_dump(mode="json"),
+        "model": state.model.model_dump(mode="json"),
+    }
     (folder / _TRIAL).write_text(json.dumps(described, indent=2), encoding="utf-8")
 
 
@@ -103,7 +115,9 @@ def load_state(folder: Path) -> TrialState:
         raise ValueError(f"{folder} is not a captioning checkpoint: {error}") from error
     if written_as != FORMAT:
         raise ValueError(f"{path} has format {written_as}, this version reads format {FORMAT}")
-    return TrialState(**described | {"settings": Settings.model_validate(described["settings"])})
+    typed = {name: Settings.model_validate(described[name]) for name in ("settings", "model")}
+    encodings = {name: Encoding(**each) for name, each in described["encodings"].items()}
+    return TrialState(**described | typed | {"encodings": encodings})
 
 
 def load_tokenizer(folder: Path) -> CaptionTokenizer:
@@ -111,19 +125,18 @@ def load_tokenizer(folder: Path) -> CaptionTokenizer:
     return CaptionTokenizer.load(folder / _TOKENIZER)
 
 
-def load_weights(folder: Path, captioner: Captioner) -> None:
-    """Put the checkpoint's weights into `captioner`, which was built (and factorised) as the saved one was.
+def load_captioner(folder: Path) -> Captioner:
+    """The checkpoint's captioner on the CPU, compressed as it was but not held (`compress/hold.py`).
 
     Raises:
-        ValueError: names or shapes differ; the message names the first.
+        ValueError: no checkpoint, or names or shapes differ from what it says; the message names the first.
     """
+    state = load_state(folder)
+    captioner = Captioner(state.model, state.vocabulary_size, state.image_size)
     stored = load_file(folder / _WEIGHTS)
-    left_out = _prefix_left_out(captioner)
-    own = {
-        name: tensor
-        for name, tensor in captioner.state_dict().items()
-        if not left_out or not name.startswith(left_out)
-    }
+    if state.strength is not None:
+        captioner = rebuilt(captioner, {name: tuple(tensor.shape) for name, tensor in stored.items()})
+    own = {name: each for name, each in captioner.state_dict().items() if not _left_out(state, name)}
     for name in sorted(own.keys() | stored.keys()):
         shapes = [tuple(weights[name].shape) if name in weights else "missing" for weights in (own, stored)]
         if shapes[0] != shapes[1]:
@@ -131,6 +144,8 @@ def load_weights(folder: Path, captioner: Captioner) -> None:
                 f"{folder / _WEIGHTS}: {name} is {shapes[1]}, the model built for it has {shapes[0]}"
             )
     captioner.load_state_dict(stored, strict=False)
+    captioner.encodings = dict(state.encodings)
+    return captioner
 
 
 def load_training(folder: Path, device: torch.device) -> dict[str, Any]:
@@ -138,6 +153,8 @@ def load_training(folder: Path, device: torch.device) -> dict[str, Any]:
     return torch.load(folder / _OPTIMIZER, map_location=device, weights_only=True)
 
 
-def _prefix_left_out(captioner: Captioner) -> str:
-    """Names that start so are not stored; "" where all are."""
-    return "encoder." if captioner.encoder.pretrained and captioner.encoder.frozen else ""
+def _left_out(state: TrialState, name: str) -> bool:
+    """Whether a tensor of this name comes from the pretrained encoder's package."""
+    if not name.startswith("encoder.") or state.model.encoder == "cnn" or state.model.encoder_trainable:
+        return False
+    return not any(encoded.startswith("encoder.") for encoded in state.encodings)

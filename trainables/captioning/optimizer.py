@@ -26,16 +26,12 @@ def build_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimiz
 
     Each group carries `base_lr`; `set_learning_rate` scales it by the schedule.
     """
-    undecayed = {
-        id(parameter)
-        for module in model.modules()
-        for parameter in module.parameters(recurse=False)
-        if parameter.ndim < 2 or isinstance(module, nn.Embedding)
-    }
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            kind = (name.startswith("encoder."), id(parameter) not in undecayed)
+            # By name: what compression puts in an embedding's place is one, too.
+            decayed = parameter.ndim > 1 and "embedding" not in name.split(".")
+            kind = (name.startswith("encoder."), decayed)
             groups.setdefault(kind, []).append(parameter)
     described = []
     for (encoder, decayed), parameters in sorted(groups.items(), key=lambda group: group[0]):

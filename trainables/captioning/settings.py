@@ -7,10 +7,11 @@ Dotted names (`compression.ratio`) are nested models here and flat everywhere el
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Format = Literal["shapes", "flickr8k", "coco", "karpathy", "imagefolder", "webdataset"]
 
@@ -50,15 +51,72 @@ class DataSettings(_Strict):
     """Folder of the prepared data; default `$CAPTUNE_CACHE`, else `~/.cache/captune`."""
 
 
+#: Ways to make a model smaller, in the order in which they are applied; see `compress/__init__.py`.
+METHODS = (
+    "distil",
+    "share",
+    "prune_units",
+    "low_rank",
+    "prune",
+    "fp16",
+    "bf16",
+    "int8",
+    "int8_per_tensor",
+    "int4",
+)
+_NUMBER_FORMATS = METHODS[-5:]
+
+
+def _in_order(method: object) -> object:
+    """`prune+int8` of `[int8, prune]` or `int8+prune`.
+
+    Raises:
+        ValueError: an unknown method, one twice, or two number formats.
+    """
+    names = method.split("+") if isinstance(method, str) else method
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("should be a method, methods joined by '+', or a list of methods")
+    names = [name.strip() for name in names]
+    if names == ["none"]:
+        return "none"
+    for name in names:
+        if name not in METHODS:
+            close = difflib.get_close_matches(name, METHODS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(METHODS)}"
+            raise ValueError(f"no method {name!r}; {hint}")
+        if names.count(name) > 1:
+            raise ValueError(f"{name!r} is there twice; keep one")
+    formats = [name for name in names if name in _NUMBER_FORMATS]
+    if len(formats) > 1:
+        raise ValueError(f"{' and '.join(formats)} are number formats; keep one")
+    return "+".join(sorted(names, key=METHODS.index)) or "none"
+
+
 class Compression(_Strict):
     """How the trained model is made smaller before it ships."""
 
-    method: Literal["none", "int8", "low_rank"] = "none"
+    method: Annotated[str, BeforeValidator(_in_order)] = "none"
+    """One method, or several as in `prune+int8`, applied in the order of the table of methods."""
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """`low_rank`: fraction of the bytes of the factorised matrices that is removed."""
+    """Share of the whole model's bytes that is removed. Number formats and `share` alone remove what they
+    remove."""
     warmup_epochs: Annotated[int, Field(ge=0)] = 1
-    """`low_rank`: full-rank epochs before the factorisation (Pufferfish, Wang et al. 2021); the epochs
-    that follow fine-tune the factors."""
+    """Epochs before the model is compressed; those that follow fine-tune it as it will ship (low rank:
+    Pufferfish, Wang et al. 2021; number formats: quantisation-aware)."""
+    parent: Path | None = None
+    """Checkpoint of a trained, uncompressed captioner: it is compressed and fine-tuned instead of training
+    anew. Set by `captune compress`."""
+    distil_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """`distil`: share of the objective that is the divergence from the teacher; the captions have the
+    rest."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """`distil`: divides the logits of teacher and student; above 1 the less probable words tell more. On
+    `shapes`, 1.5 and 2 made students of a third of the width worse."""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The names that `method` joins."""
+        return () if self.method == "none" else tuple(self.method.split("+"))
 
 
 class Settings(_Strict):

@@ -6,7 +6,8 @@ alone. What a trial is made of, and when it is evaluated or saved, is `trial.py`
 
 The gradient of a step is that of the mean loss per token over the *global* batch, however that is divided
 into workers and passes: each pass adds the sum of its tokens' losses over the global number of tokens, times
-the number of workers, because DDP divides by it.
+the number of workers, because DDP divides by it. With a teacher, a token's loss is (1 - w) times its negative
+log-likelihood and w times its divergence from the teacher (see `compress/teacher.py`).
 """
 
 from __future__ import annotations
@@ -15,27 +16,30 @@ import contextlib
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainables.captioning import collective
-from trainables.captioning.data.loader import Step
+from trainables.captioning.data.loader import Batch, Step
 from trainables.captioning.model.captioner import Captioner, token_loss
 from trainables.captioning.optimizer import SET, build_optimizer, learning_rate_factor, set_learning_rate
 from trainables.captioning.settings import Settings
 from trainables.trial import Metrics, TrialDiverged
+
+if TYPE_CHECKING:
+    from trainables.captioning.compress.teacher import TeacherOutputs
 
 _CHECK_STEPS = 20
 """Workers compare losses after so many steps: often enough to end a lost trial, too seldom to cost time."""
 _MOST_SKIPPED = 20
 """fp16: overflow in so many steps in a row, each at half the scale of the last, is divergence."""
 _HOPELESS = 2.0
-"""A loss of so many times that of guessing uniformly, after the warm-up, is divergence."""
+"""A likelihood loss of so many times that of guessing uniformly, after the warm-up, is divergence."""
 
-_TALLY = ("loss", "tokens", "grad_norm", "updates")
+_TALLY = ("objective", "likelihood", "tokens", "grad_norm", "updates")
 """What is added up over passes, steps and workers, in one float64 tensor."""
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -71,9 +75,14 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.replace(captioner)
 
-    def replace(self, captioner: Captioner) -> None:
-        """Train `captioner` from now on, with a new optimizer; the learning-rate schedule goes on."""
+    def replace(self, captioner: Captioner, teacher: TeacherOutputs | None = None) -> None:
+        """Train `captioner` from now on, with a new optimizer; the learning-rate schedule goes on.
+
+        With a `teacher` its answers count with a weight of `compression.distil_weight`, the captions with
+        what remains.
+        """
         self.captioner = captioner
+        self.teacher = teacher
         self.parameters = [p for p in captioner.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(captioner, self.settings)
         self.model: nn.Module = captioner
@@ -137,7 +146,7 @@ class Trainer:
         )
         seconds = time.perf_counter() - begin
         (waited,) = collective.summed([stopwatch.seconds], self.device)
-        loss, tokens, norm, updates = total.tolist()
+        loss, _, tokens, norm, updates = total.tolist()
         return {
             "train_loss": loss / tokens,
             "learning_rate": self.settings.learning_rate * factor,
@@ -158,12 +167,20 @@ class Trainer:
             ):
                 with self.autocast():
                     logits = self.model(inputs, tokens[:, :-1])  # [B, T, V]
-                loss, _, count = token_loss(
+                likelihood, _, count = token_loss(
                     logits, tokens[:, 1:], label_smoothing=self.settings.label_smoothing
                 )
+                loss = self._taught(likelihood, logits, tokens[:, 1:], batch)
                 self.scaler.scale(loss * (workers / share.global_tokens)).backward()
-            tally[:2] += torch.stack([loss.detach().double(), count.double()])
+            tally[:3] += torch.stack([loss.detach().double(), likelihood.detach().double(), count.double()])
         return tally
+
+    def _taught(self, likelihood: Tensor, logits: Tensor, targets: Tensor, batch: Batch) -> Tensor:
+        """The objective: the captions' part, `likelihood`, and the teacher's where there is one."""
+        if self.teacher is None or not len(batch.captions):  # no captions: a filler, which counts nothing
+            return likelihood
+        weight = self.settings.compression.distil_weight
+        return (1 - weight) * likelihood + weight * self.teacher.divergence(logits, targets, batch.captions)
 
     def _gradients_stay_here(self) -> contextlib.AbstractContextManager[Any]:
         if isinstance(self.model, DistributedDataParallel):
@@ -181,7 +198,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         applied = self.scaler.get_scale() >= scale
         if applied:
-            tally[2:] += torch.stack([norm.double(), torch.ones_like(norm, dtype=torch.float64)])
+            tally[3:] += torch.stack([norm.double(), torch.ones_like(norm, dtype=torch.float64)])
         return applied
 
     def _checked(self, tally: Tensor, step: int) -> Tensor:
@@ -191,7 +208,7 @@ class Trainer:
             TrialDiverged: it shows that the trial is lost; on every worker alike, for all see the sum.
         """
         summed = torch.tensor(collective.summed(list(tally), self.device), dtype=torch.float64)
-        loss, tokens, norm, _ = summed.tolist()
+        loss, likelihood, tokens, norm, _ = summed.tolist()
         steps = f"up to step {step + 1} of {self.total_steps}"
         if not math.isfinite(loss):
             raise TrialDiverged(f"training loss is {loss}, {steps}")
@@ -199,9 +216,9 @@ class Trainer:
             raise TrialDiverged(f"norm of the gradient is {norm}, {steps}")
         guessing = math.log(self.captioner.vocabulary_size)
         warm = step >= self.settings.warmup_fraction * self.total_steps
-        if warm and loss / tokens > _HOPELESS * guessing:
+        if warm and likelihood / tokens > _HOPELESS * guessing:
             raise TrialDiverged(
-                f"training loss {loss / tokens:.3g} is over {_HOPELESS:g} times that of guessing "
+                f"training loss {likelihood / tokens:.3g} is over {_HOPELESS:g} times that of guessing "
                 f"({guessing:.3g}), {steps}"
             )
         return summed

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from trainables.captioning import check, checkpoint, collective
-from trainables.captioning.compress import as_shipped
-from trainables.captioning.compress.artefact import load_artefact, save_artefact
-from trainables.captioning.compress.low_rank import factorise
+from trainables.captioning.compress import METHODS, find_strength, stored_bytes
+from trainables.captioning.compress.artefact import load_artefact, save_artefact, size_bytes
+from trainables.captioning.compress.hold import hold
 from trainables.captioning.compress.measure import measure
+from trainables.captioning.compress.teacher import teacher_outputs
 from trainables.captioning.data import cache
 from trainables.captioning.data.cache import CaptionData
 from trainables.captioning.data.features import cached_features
@@ -33,12 +34,14 @@ from trainables.captioning.data.loader import (
 from trainables.captioning.evaluate import caption_quality, held_out_loss
 from trainables.captioning.model.captioner import Captioner
 from trainables.captioning.model.encoders import build_encoder
-from trainables.captioning.settings import DataSettings, Settings
+from trainables.captioning.settings import Compression, DataSettings, Settings
+from trainables.captioning.shrinking import Shrinking
 from trainables.captioning.side_by_side import side_by_side
 from trainables.captioning.train import Trainer
-from trainables.trial import Metrics, Tables, TrialContext
+from trainables.trial import Metrics, SettingsError, Tables, TrialContext
 
 _COST = ("params", "macs", "size_mb", "latency_ms")
+_SIZE = ("size_mb", "compression_ratio")
 _EVALUATION_BATCH = 64
 
 
@@ -77,17 +80,58 @@ class Captioning:
     def export(cls, checkpoint_folder: Path, folder: Path) -> None:
         """Turn a checkpoint into what ships, compressed as its settings say; `load_artefact` reads it."""
         state = checkpoint.load_state(checkpoint_folder)
-        captioner = Captioner(state.settings, state.vocabulary_size, state.image_size)
-        if state.factorised:
-            captioner = factorise(captioner, state.settings.compression.ratio)
-        checkpoint.load_weights(checkpoint_folder, captioner)
+        captioner = checkpoint.load_captioner(checkpoint_folder)
+        shrinking = Shrinking(
+            state.settings.compression, captioner, max_epochs=state.epoch, strength=state.strength
+        )
         save_artefact(
-            as_shipped(captioner, state.settings.compression),
+            shrinking.shipped(captioner, begun=state.strength is not None),
             checkpoint.load_tokenizer(checkpoint_folder),
             folder,
             max_tokens=state.max_caption_tokens,
             facts={"epoch": state.epoch, **state.measured},
         )
+
+    @classmethod
+    def variants(
+        cls, checkpoint_folder: Path, methods: Sequence[str], ratios: Sequence[float]
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        """What can be made of a trained captioner by every one of `methods` at every one of `ratios`.
+
+        Args:
+            checkpoint_folder: of a captioner that is whole.
+            methods: such as `int8` or `prune+int4`, or `none`.
+            ratios: shares of its bytes to remove; number formats and `share` alone remove what they remove.
+
+        Returns:
+            A child's settings for each, and for each that is out of reach a line that says what is not.
+
+        Raises:
+            SettingsError: an unknown method, or a captioner that is compressed already.
+        """
+        _inherited(checkpoint_folder, Compression())
+        captioner = checkpoint.load_captioner(checkpoint_folder)
+        found: list[dict[str, Any]] = []
+        refused: list[str] = []
+        for method in methods:
+            asked = {"compression.parent": str(checkpoint_folder), "compression.method": method}
+            names = check.read_settings(asked).compression.methods
+            tunable = any(METHODS[name].tunable for name in names)
+            for ratio in ratios if tunable else [None]:
+                try:
+                    find_strength(captioner, names, ratio)
+                except SettingsError as error:
+                    refused.append(f"{method}: {error.message}")
+                    continue
+                found.append(asked if ratio is None else asked | {"compression.ratio": ratio})
+        return found, refused
+
+    @classmethod
+    def measure(cls, folder: Path) -> Metrics:
+        """What a captioner costs that was exported into `folder`, on the machine that calls."""
+        artefact = load_artefact(folder)
+        captioner = artefact.captioner
+        return {**measure(captioner, image_size=captioner.image_size, max_tokens=artefact.max_tokens)}  # type: ignore[dict-item]
 
     @classmethod
     def caption(cls, folder: Path, images: Sequence[Path]) -> list[str]:
@@ -115,51 +159,64 @@ class Captioning:
         self.device = torch.device(context.device)
         data_settings = check.read_data_settings(context.data)
         self.data = _open_data(data_settings, context.cpus)
+        self.parent = self.settings.compression.parent
+        if self.parent is not None:
+            self.settings = _inherited(self.parent, self.settings.compression, self.data)
         self.features: Features = None
         if check.caches_features(self.settings):
             self.features = _open_features(data_settings, self.settings.encoder, context.cpus, self.device)
         self._seed(0)
-        captioner = Captioner(self.settings, self.data.tokenizer.vocabulary_size, self.data.images.shape[1])
+        captioner = self._whole()
+        self.whole_bytes = stored_bytes(captioner)
+        self.shrinking = Shrinking(self.settings.compression, captioner, max_epochs=context.max_epochs)
         self.trainer = Trainer(
             captioner.to(self.device),
             self.settings,
             precision=context.precision,
             steps_per_epoch=steps_per_epoch(self.data, self.settings.batch_size),
-            max_epochs=context.max_epochs,
+            max_epochs=context.max_epochs - self.shrinking.untrained_epochs,
             device=self.device,
         )
         self.epoch = 0
-        self.factorised = False
+        self.compressed = False
         self.measured: Metrics = {}
 
     def train_epoch(self) -> Metrics:
-        """One epoch; before it, where its time has come, the matrices are factorised (`low_rank`)."""
-        compression = self.settings.compression
-        if compression.method == "low_rank" and self.epoch >= compression.warmup_epochs:
-            self._factorise()
+        """One epoch; before it the captioner is compressed, where its time has come.
+
+        A child's first epoch trains nothing and has no figures.
+        """
+        if self.shrinking.starts(self.epoch):
+            self._compress()
+        elif self.compressed:
+            self.shrinking.go_on(self.trainer.captioner, self.epoch)
+        trained_epochs = self.epoch - self.shrinking.untrained_epochs
+        self.epoch += 1
+        if trained_epochs < 0:
+            return {}
+        self._ask_teacher()
         # Per epoch and worker: a resumed trial draws what it would have drawn, without any stored state.
-        self._seed(1 + self.epoch, self.context.rank)
+        self._seed(self.epoch, self.context.rank)
         steps = train_steps(
             self.data,
             rank=self.context.rank,
             world_size=self.context.world_size,
-            epoch=self.epoch,
+            epoch=trained_epochs,
             seed=self.context.seed,
             batch_size=self.settings.batch_size,
             micro_batch_size=self.settings.micro_batch_size,
-            features=self.features,
+            features=self._features(),
             augment=self.settings.augment,
         )
-        metrics = self.trainer.train_epoch(self.epoch, steps)
-        self.epoch += 1
-        return metrics
+        return self.trainer.train_epoch(trained_epochs, steps)
 
     def evaluate(self, full: bool) -> Metrics:
         """Figures on the validation split, equal on every worker.
 
         Always `val_loss` and `token_accuracy` of the model in training. With `full` also `bleu4`, `rouge_l`
         and `cider` of the captions that the model *as it would ship* writes, and what that costs: `params`,
-        `macs`, `size_mb`, `latency_ms`. The cost depends on the settings alone and is measured once.
+        `macs`, `size_mb`, `latency_ms`, and the `compression_ratio` that was reached. Latency depends on the
+        settings alone and is measured once.
         """
         shard: dict[str, Any] = {
             "rank": self.context.rank,
@@ -172,6 +229,8 @@ class Captioning:
         if not full:
             return metrics
         shipped = self._shipped()
+        if self.parent is not None or _changes_encoder(shipped):
+            shard["features"] = None  # figures of exactly what ships
         with self.trainer.autocast():
             images = eval_images(self.data, **shard)
             metrics |= caption_quality(shipped, self.data, "val", images, self.settings, self.device)
@@ -181,11 +240,13 @@ class Captioning:
         """Write a checkpoint; see `checkpoint.py`."""
         state = checkpoint.TrialState(
             settings=self.settings,
+            model=self.trainer.captioner.settings,
             epoch=self.epoch,
             image_size=self.data.images.shape[1],
             vocabulary_size=self.data.tokenizer.vocabulary_size,
             max_caption_tokens=self.data.tokens.shape[1] - 1,
-            factorised=self.factorised,
+            strength=self.shrinking.strength if self.compressed else None,
+            encodings=self.trainer.captioner.encodings,
             measured=self.measured,
         )
         checkpoint.save_checkpoint(
@@ -199,9 +260,11 @@ class Captioning:
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint of a trial with the same data and settings, the `mutable` ones aside."""
         state = checkpoint.load_state(folder)
-        if state.factorised:
-            self._factorise()
-        checkpoint.load_weights(folder, self.trainer.captioner)
+        captioner = checkpoint.load_captioner(folder).to(self.device)
+        self.compressed = state.strength is not None
+        self.trainer.replace(hold(captioner) if self.compressed else captioner)
+        if _changes_encoder(captioner):
+            self.features = None
         self.trainer.load_state_dicts(checkpoint.load_training(folder, self.device))
         self.epoch, self.measured = state.epoch, state.measured
 
@@ -213,25 +276,83 @@ class Captioning:
         seed = np.random.SeedSequence((self.context.seed, *parts)).generate_state(1)[0]
         torch.manual_seed(int(seed))
 
-    def _factorise(self) -> None:
-        if not self.factorised:
-            self.trainer.replace(factorise(self.trainer.captioner, self.settings.compression.ratio))
-            self.factorised = True
+    def _whole(self) -> Captioner:
+        """Uncompressed: the parent's, or a new one."""
+        if self.parent is not None:
+            return checkpoint.load_captioner(self.parent)
+        return Captioner(self.settings, self.data.tokenizer.vocabulary_size, self.data.images.shape[1])
+
+    def _compress(self) -> None:
+        self._seed(0)  # what is new in it is the same on all workers
+        whole = self._whole().to(self.device) if self.parent is not None else self.trainer.captioner
+        captioner = self.shrinking.begun(whole, self.epoch)
+        self.trainer.replace(captioner)
+        self.compressed, self.measured = True, {}
+        if _changes_encoder(captioner):
+            self.features = None
+
+    def _ask_teacher(self) -> None:
+        if "distil" not in self.shrinking.methods or self.trainer.teacher is not None:
+            return
+        features: Features = None
+        teacher = self._whole().to(self.device)
+        if check.caches_features(self.settings):
+            features = cached_features(self.data, teacher.encoder, device=self.device)
+        self.trainer.teacher = teacher_outputs(
+            self.data, teacher, features, self.device, temperature=self.settings.compression.temperature
+        )
+
+    def _features(self) -> Features:
+        """Of the frozen encoder as it is now, for training; None where it sees the images."""
+        if self.features is None and check.caches_features(self.settings):
+            encoder = self.trainer.captioner.encoder
+            self.features = cached_features(self.data, encoder, device=self.device)
+        return self.features
 
     def _shipped(self) -> Captioner:
-        captioner, compression = self.trainer.captioner, self.settings.compression
-        if compression.method == "none" or self.factorised:
-            return captioner.eval()  # as it is: no need for a copy
-        return as_shipped(captioner, compression)
+        return self.shrinking.shipped(self.trainer.captioner, begun=self.compressed)
 
     def _cost(self, shipped: Captioner) -> Metrics:
+        size: Metrics = {}
+        if self.context.rank == 0:
+            size = {
+                "size_mb": size_bytes(shipped) / 1e6,
+                "compression_ratio": 1 - stored_bytes(shipped) / self.whole_bytes,
+            }
+        size = collective.agree(size, _SIZE, self.device)
         if not self.measured:
             cost: Metrics = {}
             if self.context.rank == 0:
                 longest = self.data.tokens.shape[1] - 1
                 cost = {**measure(shipped, image_size=self.data.images.shape[1], max_tokens=longest)}  # type: ignore[dict-item]
             self.measured = collective.agree(cost, _COST, self.device)
-        return self.measured
+        self.measured |= size
+        return dict(self.measured)
+
+
+def _inherited(parent: Path, compression: Compression, data: CaptionData | None = None) -> Settings:
+    """A child's settings: its parent's, but for the compression.
+
+    Raises:
+        SettingsError: no checkpoint, one that is compressed, or of other data than `data`.
+    """
+    where = ("model", "compression", "parent")
+    try:
+        state = checkpoint.load_state(parent)
+    except ValueError as error:
+        raise SettingsError(where, str(error)) from error
+    if state.settings.compression.methods:
+        method = state.settings.compression.method
+        raise SettingsError(where, f"{parent} is compressed ({method}); name one that is whole")
+    told = state.vocabulary_size, state.image_size
+    if data is not None and told != (data.tokenizer.vocabulary_size, data.images.shape[1]):
+        raise SettingsError(where, f"{parent} was trained on other data: vocabulary or image size differ")
+    return state.settings.model_copy(update={"compression": compression})
+
+
+def _changes_encoder(captioner: Captioner) -> bool:
+    """Whether a frozen encoder's weights are not those of its package."""
+    return captioner.encoder.frozen and any(name.startswith("encoder.") for name in captioner.encodings)
 
 
 def _data_report(data: CaptionData) -> list[str]:

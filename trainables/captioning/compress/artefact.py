@@ -2,7 +2,8 @@
 
 Needs torch, tokenizers, Pillow and this package; no Ray, no experiment. Layout:
 
-* `weights.safetensors`: every tensor in the type it runs in; int8 weights take one byte each.
+* `weights.safetensors`: every tensor as its encoding says (`encoding.py`): one of less than float32 under its
+  own name, `NAME.scale` and `NAME.bits`, with kind and shape in the file's metadata.
 * `config.json`: settings, vocabulary size, image size, longest caption, and facts for the reader.
 * `tokenizer.json`
 """
@@ -18,22 +19,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load_file, save
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-from trainables.captioning.compress.int8 import quantise
-from trainables.captioning.compress.low_rank import factorise_to
+from trainables.captioning.compress.arithmetic import fast, float_state
+from trainables.captioning.compress.encoding import SPARSE, Encoding, decode, encode
+from trainables.captioning.compress.rebuild import rebuilt
 from trainables.captioning.data.images import FileSource, square
 from trainables.captioning.data.tokenizer import CaptionTokenizer
 from trainables.captioning.model.captioner import Captioner
 from trainables.captioning.settings import Settings
 
 WEIGHTS, CONFIG, TOKENIZER = "weights.safetensors", "config.json", "tokenizer.json"
+#: Raise when an older version could not read what is written.
+FORMAT = 2
+_ENCODED = "encoded"
 
 
 def size_bytes(captioner: Captioner) -> int:
     """Bytes of the weights file that `save_artefact` would write, without writing it."""
-    return len(save(_tensors(captioner)))
+    return len(_weights_file(captioner))
 
 
 def save_artefact(
@@ -47,16 +53,17 @@ def save_artefact(
     """Writes `captioner`, compressed or not, into `folder`, which is made where it is missing.
 
     Args:
-        captioner: as shipped.
+        captioner: as shipped: its weights on the grids of their encodings.
         tokenizer: that it was trained with.
         folder: existing files of the artefact's names in it are overwritten.
         max_tokens: longest caption, the end token included.
         facts: for the reader of `config.json` (trial, metrics, data set); anything JSON can hold.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / WEIGHTS).write_bytes(save(_tensors(captioner)))
+    (folder / WEIGHTS).write_bytes(_weights_file(captioner))
     tokenizer.save(folder / TOKENIZER)
     config = {
+        "format": FORMAT,
         "settings": captioner.settings.model_dump(mode="json"),
         "vocabulary_size": captioner.vocabulary_size,
         "image_size": captioner.image_size,
@@ -131,37 +138,53 @@ def load_artefact(folder: Path) -> Artefact:
 
     Raises:
         FileNotFoundError: a file of the artefact is missing.
-        ValueError: the files do not belong together, or a newer version wrote them.
+        ValueError: the files do not belong together, or another version wrote them.
     """
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    tensors = load_file(folder / WEIGHTS)
+    if config.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder / CONFIG} has format {config.get('format')}, this version reads format {FORMAT}: "
+            "export the trial again"
+        )
+    state, encodings = _read_weights(folder / WEIGHTS)
     settings = Settings.model_validate(config["settings"])
     with torch.device("meta"):  # shapes only: no initialisation, no pretrained weights, no SVD
         captioner = Captioner(
             settings, config["vocabulary_size"], config["image_size"], load_weights=False
         ).eval()
-        captioner = _compressed_like(captioner, tensors)
+        captioner = rebuilt(captioner, {name: tuple(tensor.shape) for name, tensor in state.items()})
     try:
-        captioner.load_state_dict(tensors, assign=True)
+        captioner.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit {folder / CONFIG}: {error}") from error
+    captioner.encodings = encodings
     tokenizer = CaptionTokenizer.load(folder / TOKENIZER)
-    return Artefact(
-        captioner.requires_grad_(False), tokenizer, max_tokens=config["max_tokens"], facts=config["facts"]
-    )
+    return Artefact(fast(captioner), tokenizer, max_tokens=config["max_tokens"], facts=config["facts"])
 
 
-def _tensors(captioner: Captioner) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in captioner.state_dict().items()}
+def _weights_file(captioner: Captioner) -> bytes:
+    tensors: dict[str, Tensor] = {}
+    encoded: dict[str, Any] = {}
+    for name, tensor in float_state(captioner).items():
+        encoding = captioner.encodings.get(name)
+        if encoding is None:
+            tensors[name] = tensor.detach().cpu().contiguous()
+            continue
+        tensors |= {f"{name}{suffix}": part for suffix, part in encode(tensor, encoding).items()}
+        encoded[name] = {"kind": encoding.kind, "sparse": encoding.sparse, "shape": list(tensor.shape)}
+    return save(tensors, metadata={_ENCODED: json.dumps(encoded)})
 
 
-def _compressed_like(captioner: Captioner, tensors: Mapping[str, Tensor]) -> Captioner:
-    """`captioner` with compressed layers where `tensors` hold such; the names tell which."""
-    if any(name.endswith(".quantised") for name in tensors):
-        return quantise(captioner)
-    ranks = {
-        name.removeprefix("decoder.").removesuffix(".left"): tensor.shape[1]
-        for name, tensor in tensors.items()
-        if name.endswith(".left")
-    }
-    return factorise_to(captioner, ranks) if ranks else captioner
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Encoding]]:
+    """Float32 weights by name, and how they lie in the file."""
+    with safe_open(path, "pt") as file:
+        encoded = json.loads((file.metadata() or {}).get(_ENCODED, "{}"))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    state: dict[str, Tensor] = {}
+    encodings: dict[str, Encoding] = {}
+    for name, how in encoded.items():
+        parts = {suffix: tensors.pop(f"{name}{suffix}", None) for suffix in ("", ".scale", ".bits")}
+        stored = {suffix: part for suffix, part in parts.items() if part is not None}
+        encodings[name] = Encoding(how["kind"], SPARSE if how["sparse"] else 1.0)
+        state[name] = decode(stored, tuple(how["shape"]), encodings[name])
+    return tensors | state, encodings

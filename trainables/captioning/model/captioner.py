@@ -5,6 +5,8 @@ The loop that trains it is `trainables/captioning/train.py`; search for the best
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,6 +15,9 @@ from trainables.captioning.model.decoders import build_decoder
 from trainables.captioning.model.decoding import generate
 from trainables.captioning.model.encoders import build_encoder
 from trainables.captioning.settings import Settings
+
+if TYPE_CHECKING:
+    from trainables.captioning.compress.encoding import Encoding
 
 
 class Captioner(nn.Module):
@@ -36,6 +41,8 @@ class Captioner(nn.Module):
         self.settings = settings
         self.vocabulary_size = vocabulary_size
         self.image_size = image_size
+        #: How weights lie in the file that ships, by name; float32 where nothing is said.
+        self.encodings: dict[str, Encoding] = {}
         self.encoder = build_encoder(settings, image_size, load_weights=load_weights)
         self.decoder = build_decoder(
             settings,
