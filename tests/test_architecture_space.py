@@ -5,12 +5,10 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
-from torch import nn
 
 from search_spaces import SHIPPED
 from trainables.captioning.check import check_experiment, read_settings
-from trainables.captioning.compress import as_shipped
-from trainables.captioning.compress.low_rank import choose_ranks
+from trainables.captioning.compress import compress
 from trainables.captioning.model.captioner import Captioner
 from trainables.captioning.model.decoders import build_decoder
 from trainables.trial import SettingsError
@@ -39,22 +37,17 @@ def test_what_belongs_to_one_choice_is_searched_there_only():
         assert ("encoder_learning_rate_factor" in names) == config.get("encoder_trainable", False)
         assert ("decoder_heads" in names) == (config["decoder"] == "transformer")
         assert ("share_layers" in names) == (config["decoder_layers"] > 1)
-        assert ("compression.ratio" in names) == (config["compression.method"] == "low_rank")
         seen |= {(name, config[name]) for name in ("share_layers", "tie_embeddings") if name in names}
     assert len(seen) == 4
 
 
 def test_no_draw_is_refused():
-    """Settings, the check of what is fixed, the decoder's shapes, the ranks that its ratio asks for."""
+    """Settings, the check of what is fixed, the decoder's shapes."""
     for config in draw(SPACE, 300, seed=1):
         check_experiment(DATA, config, {})
         settings = read_settings(config)
         with torch.device("meta"):  # shapes only
-            decoder = build_decoder(settings, channels=24, positions=16, vocabulary_size=VOCABULARY)
-        if settings.compression.method == "low_rank":
-            named = decoder.named_modules()
-            shapes = {name: tuple(m.weight.shape) for name, m in named if type(m) is nn.Linear}
-            choose_ranks(shapes, settings.compression.ratio)
+            build_decoder(settings, channels=24, positions=16, vocabulary_size=VOCABULARY)
 
 
 @pytest.mark.timeout(20)  # the first pretrained encoder is read from disk
@@ -68,20 +61,9 @@ def test_a_draw_is_a_captioner_that_captions(seed):
     captioner = Captioner(settings, VOCABULARY, 32, load_weights=False).eval()
     images = torch.randint(256, (2, 32, 32, 3), dtype=torch.uint8)
     tokens = torch.randint(4, VOCABULARY, (2, 3))
-    logits = as_shipped(captioner, settings.compression)(images, tokens)
+    logits = compress(captioner, settings.compression.methods)(images, tokens)
     assert logits.shape == (2, 3, VOCABULARY) and logits.isfinite().all()
     assert len(captioner.generate(images, max_tokens=2)) == 2
-
-
-@pytest.mark.parametrize("kind", ["gru", "gru_attention", "transformer"])
-@pytest.mark.parametrize("shared", [False, True])
-def test_the_largest_ratio_is_within_reach_at_the_least_widths(kind, shared):
-    least = {name: domain.low for name, domain in SPACE.items() if name.endswith("_width")}
-    settings = read_settings({**least, "decoder": kind, "tie_embeddings": shared, "share_layers": shared})
-    captioner = Captioner(settings, VOCABULARY, 16)
-    as_shipped(
-        captioner, settings.compression.model_copy(update={"method": "low_rank", "ratio": 0.9})
-    )  # raises where it is not
 
 
 @pytest.mark.parametrize("fixed", [{}, {"encoder": "cnn"}, {"encoder": "efficientnet_lite0"}])

@@ -6,6 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
+from trainables.captioning.compress.artefact import load_artefact
+from trainables.captioning.compress.measure import COST
 from trainables.captioning.data.shapes import draw, scene
 from trainables.captioning.trial import Captioning
 from trainables.trial import SettingsError, TrialContext, resolve_trainable
@@ -13,7 +15,12 @@ from trainables.trial import SettingsError, TrialContext, resolve_trainable
 pytestmark = pytest.mark.timeout(30)  # the first optimizer of a process makes torch import half of itself
 
 SMALL = {"encoder_width": 4, "decoder_width": 24, "batch_size": 32, "learning_rate": 1e-2, "beam_width": 2}
-TIMES = {"images_per_s", "data_wait_s", "latency_ms"}
+#: Of which much can be removed.
+WIDE = {"encoder_width": 16, "decoder_width": 48}
+TIMES = {
+    "images_per_s", "data_wait_s", "latency_ms", "latency_p90_ms", "latency_ratio", "latency_ratio_low",
+    "latency_ratio_high", "latency_noisy", "captions_per_s",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +57,9 @@ def run(captioning, epochs, full_last=True):
         {},
         {"compression.method": "low_rank", "compression.ratio": 0.4, "compression.warmup_epochs": 1},
         {"optimizer": "adabelief", "augment": True, "compression.method": "int8"},
+        {"compression.method": "prune_units+prune+int4", "compression.ratio": 0.6},
     ],
-    ids=["plain", "low_rank", "adabelief-augment-int8"],
+    ids=["plain", "low_rank", "adabelief-augment-int8", "three-methods-gradually"],
 )
 def test_a_resumed_trial_is_the_same_as_one_that_never_stopped(data, tmp_path, changes):
     whole = run(trial(data, **changes), 3)
@@ -128,14 +136,12 @@ def test_a_full_evaluation_tells_quality_and_cost(data):
     captioning.train_epoch()
     light, full = captioning.evaluate(full=False), captioning.evaluate(full=True)
     assert set(light) == {"val_loss", "token_accuracy"}
-    assert set(full) - set(light) == {
-        "bleu4", "rouge_l", "cider", "params", "macs", "size_mb", "latency_ms"
-    }  # fmt: skip
+    assert set(full) - set(light) == {"bleu4", "rouge_l", "cider", "compression_ratio", *COST}
     assert all(math.isfinite(value) for value in full.values())
     assert captioning.evaluate(full=True)["latency_ms"] == full["latency_ms"]  # measured once
 
 
-@pytest.mark.parametrize("method", ["int8", "low_rank"])
+@pytest.mark.parametrize("method", ["int8", "low_rank", "prune", "share"])
 def test_compression_makes_what_ships_smaller(data, method):
     dense = trial(data).evaluate(full=True)
     small = trial(data, **{"compression.method": method}).evaluate(full=True)
@@ -143,7 +149,7 @@ def test_compression_makes_what_ships_smaller(data, method):
     assert small["val_loss"] == pytest.approx(dense["val_loss"])  # of the model in training
 
 
-@pytest.mark.parametrize("method", ["none", "int8", "low_rank"])
+@pytest.mark.parametrize("method", ["none", "int8", "low_rank", "prune+fp16"])
 def test_what_is_exported_captions_files_as_the_trial_did(data, tmp_path, method):
     captioning = trial(data, max_epochs=6, **{"compression.method": method})
     run(captioning, 6, full_last=False)
@@ -162,6 +168,120 @@ def test_what_is_exported_captions_files_as_the_trial_did(data, tmp_path, method
     assert captioning.data.tokenizer.decode(ids) == [first]
     config = json.loads((tmp_path / "best" / "config.json").read_text())
     assert config["facts"]["epoch"] == 6 and config["facts"]["size_mb"] > 0
+
+
+def test_a_ratio_out_of_reach_is_refused_before_anything_is_trained(data):
+    with pytest.raises(SettingsError, match=r"0\.4: prune\+int8 removes between 0\.\d+ and 0\.\d+"):
+        trial(data, **WIDE, **{"compression.method": "prune+int8", "compression.ratio": 0.4})
+
+
+# children
+
+
+@pytest.fixture(scope="module")
+def parent(data, tmp_path_factory):
+    captioning = trial(data, max_epochs=6, **WIDE)
+    figures = run(captioning, 6)[-1]
+    folder = tmp_path_factory.mktemp("parent")
+    captioning.save(folder)
+    return folder, figures
+
+
+#: And what each removes.
+CHILDREN = {
+    "none": 0.0, "int8": 0.7, "share": 0.05,
+    "prune+int4": 0.85, "prune_units": 0.6, "low_rank+int8": 0.8, "distil": 0.6,
+}  # fmt: skip
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("method", CHILDREN)
+def test_a_child_is_judged_untrained_and_then_fine_tuned(data, parent, tmp_path, method):
+    folder, figures = parent
+    (point,), refused = Captioning.variants(folder, [method], [CHILDREN[method]])
+    assert refused == [] and point["compression.parent"] == str(folder)
+    child = trial(data, max_epochs=4, seed=2, learning_rate=1.0, **point)  # the parent's settings hold
+    assert child.train_epoch() == {}
+    first = child.evaluate(full=True)
+    if method in ("none", "int8"):
+        assert first["val_loss"] == pytest.approx(figures["val_loss"], rel=2e-3)
+    assert first["compression_ratio"] == pytest.approx(CHILDREN[method], abs=0.05)
+    (tmp_path / "checkpoint").mkdir()
+    child.save(tmp_path / "checkpoint")
+    resumed = trial(data, max_epochs=4, seed=2, **point)
+    resumed.load(tmp_path / "checkpoint")
+    rest, again = run(child, 3), run(resumed, 3)
+    assert rest == again
+    assert 0 < rest[0]["learning_rate"] <= SMALL["learning_rate"]
+    if method != "none":
+        assert rest[-1]["val_loss"] < first["val_loss"] * (1.02 if method == "int8" else 1)
+    (tmp_path / "last").mkdir()
+    resumed.save(tmp_path / "last")
+    Captioning.export(tmp_path / "last", tmp_path / "shipped")
+    shipped = load_artefact(tmp_path / "shipped").captioner
+    assert (tmp_path / "shipped" / "weights.safetensors").stat().st_size == round(rest[-1]["size_mb"] * 1e6)
+    cost = Captioning.measure(tmp_path / "shipped")
+    assert all(cost[name] == rest[-1][name] for name in ("params", "macs", "size_mb", "inference_memory_mb"))
+    image = _tensor(draw(scene(0, 3), 24, noise_seed=(0, 3)))
+    assert shipped.generate(image, max_tokens=9) == resumed._shipped().generate(image, max_tokens=9)
+
+
+def test_what_cannot_be_made_of_a_parent_is_named(data, parent, tmp_path):
+    folder, _ = parent
+    points, refused = Captioning.variants(folder, ["prune+int8", "int8"], [0.3, 0.8])
+    assert [(p["compression.method"], p.get("compression.ratio")) for p in points] == [
+        ("prune+int8", 0.8),
+        ("int8", None),
+    ]
+    assert len(refused) == 1 and "prune+int8: 0.3: " in refused[0]
+    with pytest.raises(SettingsError, match="'int9'.*did you mean 'int8'"):
+        Captioning.variants(folder, ["int9"], [0.5])
+    with pytest.raises(SettingsError, match="not a captioning checkpoint"):
+        Captioning.variants(tmp_path, ["int8"], [0.5])
+    child = trial(data, **{"compression.parent": str(folder), "compression.method": "int8"})
+    child.train_epoch()
+    (tmp_path / "child").mkdir()
+    child.save(tmp_path / "child")
+    with pytest.raises(SettingsError, match=r"is compressed \(int8\); name one that is whole"):
+        Captioning.variants(tmp_path / "child", ["int4"], [0.5])
+
+
+def test_a_parent_of_other_data_is_refused(data, parent):
+    with pytest.raises(SettingsError, match="other data"):
+        trial({**data, "image_size": 32}, **{"compression.parent": str(parent[0])})
+
+
+def test_distilling_without_a_parent_is_refused(data):
+    with pytest.raises(SettingsError, match="distil needs a trained parent"):
+        trial(data, **{"compression.method": "distil"})
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("method", ["prune+int4", "distil+int8"])
+def test_a_frozen_encoder_is_compressed_too(data, tmp_path, method):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    frozen = {"encoder": "efficientnet_lite0", "encoder_trainable": False}
+    section = {**data, "size": 10, "image_size": 32}
+    whole = trial(section, **frozen)
+    whole.train_epoch()
+    (tmp_path / "parent").mkdir()
+    whole.save(tmp_path / "parent")
+    ((point,), _) = Captioning.variants(tmp_path / "parent", [method], [0.88 if "int4" in method else 0.73])
+    child = trial(section, **point)
+    child.train_epoch()
+    assert child.features is None  # those of the whole encoder are not its
+    before = child.evaluate(full=True)
+    child.train_epoch()
+    assert child.features is not None
+    (tmp_path / "child").mkdir()
+    child.save(tmp_path / "child")
+    again = trial(section, **point)
+    again.load(tmp_path / "child")
+    assert again.features is None
+    assert again.evaluate(full=False)["val_loss"] == pytest.approx(
+        child.evaluate(full=False)["val_loss"], abs=2e-3
+    )
+    assert before["compression_ratio"] > 0.7
 
 
 def _tensor(pixels):

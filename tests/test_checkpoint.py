@@ -5,12 +5,14 @@ import torch
 
 from trainables.captioning.checkpoint import (
     TrialState,
+    load_captioner,
     load_state,
     load_tokenizer,
     load_training,
-    load_weights,
     save_checkpoint,
 )
+from trainables.captioning.compress import compress
+from trainables.captioning.compress.hold import hold, released
 from trainables.captioning.data.tokenizer import CaptionTokenizer
 from trainables.captioning.model.captioner import Captioner
 from trainables.captioning.optimizer import build_optimizer
@@ -40,7 +42,7 @@ def save(folder, model, **state):
     }
     save_checkpoint(
         folder,
-        state=TrialState(settings=model.settings, **{**described, **state}),
+        state=TrialState(settings=model.settings, model=model.settings, **{**described, **state}),
         captioner=model,
         tokenizer=TOKENIZER,
         training={"optimizer": optimizer.state_dict()},
@@ -54,11 +56,10 @@ def test_everything_comes_back(tmp_path):
     optimizer = save(tmp_path, model, measured={"size_mb": 1.5})
     state = load_state(tmp_path)
     assert state.settings == model.settings
-    assert (state.epoch, state.factorised, state.measured) == (3, False, {"size_mb": 1.5})
+    assert (state.epoch, state.strength, state.measured) == (3, None, {"size_mb": 1.5})
     assert load_tokenizer(tmp_path).encode(["a red square"], 9) == TOKENIZER.encode(["a red square"], 9)
 
-    other = captioner()
-    load_weights(tmp_path, other)
+    other = load_captioner(tmp_path)
     for name, tensor in model.state_dict().items():
         assert torch.equal(other.state_dict()[name], tensor), name
     stored = load_training(tmp_path, torch.device("cpu"))["optimizer"]
@@ -70,18 +71,35 @@ def test_frozen_pretrained_weights_are_left_out_and_left_alone(tmp_path):
     model = captioner(encoder="efficientnet_lite0", encoder_trainable=False)
     save(tmp_path, model)
     assert (tmp_path / "weights.safetensors").stat().st_size < 1_000_000
-    other = captioner(encoder="efficientnet_lite0", encoder_trainable=False)
-    load_weights(tmp_path, other)
+    other = load_captioner(tmp_path)
     assert torch.equal(other.decoder.output.weight, model.decoder.output.weight)
     assert other.encoder.fingerprint == model.encoder.fingerprint
 
 
 def test_weights_of_another_shape_are_refused_by_name(tmp_path):
-    save(tmp_path, captioner())
-    with pytest.raises(ValueError, match=r"decoder\.\S+ is \(.*16.*\), the model built for it has \(.*24"):
-        load_weights(tmp_path, captioner(decoder_width=24, encoder_width=4))
-    with pytest.raises(ValueError, match="decoder"):
-        load_weights(tmp_path, captioner(decoder_layers=2))
+    for changes, message in (
+        ({"decoder_width": 24}, r"decoder\.\S+ is \(.*16.*\), the model built for it has \(.*24"),
+        ({"decoder_layers": 2}, "decoder"),
+    ):
+        model = captioner()
+        model.settings = captioner(**changes).settings
+        save(tmp_path, model)
+        with pytest.raises(ValueError, match=message):
+            load_captioner(tmp_path)
+
+
+@pytest.mark.parametrize("method", ["prune_units+int4", "low_rank+prune", "distil", "share+int8"])
+def test_a_compressed_captioner_comes_back_as_it_is_trained(tmp_path, method):
+    torch.manual_seed(0)
+    names = method.split("+")
+    model = hold(
+        compress(captioner(decoder_layers=2, decoder_width=32), names, 0.85 if len(names) > 1 else 0.5)
+    )
+    save(tmp_path, model, strength=0.5, encodings=model.encodings)
+    other = load_captioner(tmp_path)
+    assert (other.settings, other.encodings) == (model.settings, model.encodings)
+    for name, tensor in released(model).state_dict().items():
+        assert torch.equal(released(other).state_dict()[name], tensor), name
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):
@@ -90,7 +108,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     save(tmp_path, captioner())
     path = tmp_path / "trial.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    with pytest.raises(ValueError, match="format 99.*format 1"):
+    with pytest.raises(ValueError, match="format 99.*format 2"):
         load_state(tmp_path)
 
 

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainables.captioning.compress import as_shipped
+from trainables.captioning.compress import compress
+from trainables.captioning.compress.arithmetic import fast
 from trainables.captioning.compress.artefact import size_bytes
+from trainables.captioning.compress.hold import released
 from trainables.captioning.compress.latency import Timing
 from trainables.captioning.compress.measure import (
     COST,
@@ -18,7 +20,7 @@ from trainables.captioning.compress.measure import (
 from trainables.captioning.compress.memory import PeakMemory
 from trainables.captioning.compress.reference import Reference
 from trainables.captioning.model.captioner import Captioner
-from trainables.captioning.settings import Compression, Settings
+from trainables.captioning.settings import Settings
 from tuning import schema
 
 every_decoder = pytest.mark.parametrize("kind", ["gru", "gru_attention", "transformer"])
@@ -42,7 +44,7 @@ def test_macs_are_those_one_counts_by_hand():
 @every_decoder
 @pytest.mark.parametrize("method", ["none", "low_rank"])
 def test_macs_are_those_of_a_whole_generation(kind, method):
-    captioner = as_shipped(make(kind), Compression(method=method, ratio=0.5))
+    captioner = compress(make(kind), [] if method == "none" else [method], 0.5)
     with FlopCounterMode(display=False) as counter:
         _caption(captioner, torch.zeros(1, 16, 16, 3, dtype=torch.uint8), 9)
     expected = counter.get_total_flops() // 2
@@ -54,7 +56,7 @@ def test_macs_are_those_of_a_whole_generation(kind, method):
 @every_decoder
 def test_int8_changes_bytes_and_neither_weights_nor_macs(kind):
     captioner = make(kind)
-    small = as_shipped(captioner, Compression(method="int8"))
+    small = fast(released(compress(captioner, ["int8"])))
     assert (
         count_parameters(small)
         == count_parameters(captioner)
@@ -69,7 +71,7 @@ def test_int8_changes_bytes_and_neither_weights_nor_macs(kind):
 @every_decoder
 def test_low_rank_has_fewer_of_everything(kind):
     captioner = make(kind)
-    small = as_shipped(captioner, Compression(method="low_rank", ratio=0.6))
+    small = compress(captioner, ["low_rank"], 0.6)
     assert count_parameters(small) < 0.8 * count_parameters(captioner)
     assert size_bytes(small) < 0.8 * size_bytes(captioner)
     assert count_macs(small, image_size=16, max_tokens=5) < count_macs(captioner, image_size=16, max_tokens=5)
@@ -88,7 +90,7 @@ def allocated(captioner, inputs):
 @every_decoder
 @pytest.mark.parametrize("method", ["none", "low_rank"])
 def test_memory_is_what_the_allocator_gave(kind, method):
-    captioner = as_shipped(make(kind), Compression(method=method, ratio=0.5))
+    captioner = compress(make(kind), [] if method == "none" else [method], 0.5)
     features = torch.zeros(5, 64, 8)
     with PeakMemory([*captioner.parameters(), *captioner.buffers()]) as memory:
         _caption(captioner, features, 9)
@@ -102,7 +104,7 @@ def test_memory_is_what_the_allocator_gave(kind, method):
 @every_decoder
 @pytest.mark.parametrize("method", ["none", "low_rank", "int8"])
 def test_memory_does_not_depend_on_what_ran_before(kind, method):
-    fresh, used = (as_shipped(make(kind), Compression(method=method, ratio=0.5)) for _ in range(2))
+    fresh, used = (compress(make(kind), [] if method == "none" else [method], 0.5) for _ in range(2))
     _caption(used, torch.zeros(4, 16, 16, 3, dtype=torch.uint8), 9)
     sizes = {"image_size": 16, "max_tokens": 9}
     assert count_memory(fresh, **sizes) == count_memory(used, **sizes) == count_memory(used, **sizes)

@@ -19,7 +19,7 @@ from trainables.captioning import check, checkpoint, collective
 from trainables.captioning.compress import METHODS, find_strength, stored_bytes
 from trainables.captioning.compress.artefact import load_artefact, save_artefact, size_bytes
 from trainables.captioning.compress.hold import hold
-from trainables.captioning.compress.measure import measure
+from trainables.captioning.compress.measure import COST, measure
 from trainables.captioning.compress.teacher import teacher_outputs
 from trainables.captioning.data import cache
 from trainables.captioning.data.cache import CaptionData
@@ -40,7 +40,6 @@ from trainables.captioning.side_by_side import side_by_side
 from trainables.captioning.train import Trainer
 from trainables.trial import Metrics, SettingsError, Tables, TrialContext
 
-_COST = ("params", "macs", "size_mb", "latency_ms")
 _SIZE = ("size_mb", "compression_ratio")
 _EVALUATION_BATCH = 64
 
@@ -214,9 +213,9 @@ class Captioning:
         """Figures on the validation split, equal on every worker.
 
         Always `val_loss` and `token_accuracy` of the model in training. With `full` also `bleu4`, `rouge_l`
-        and `cider` of the captions that the model *as it would ship* writes, and what that costs: `params`,
-        `macs`, `size_mb`, `latency_ms`, and the `compression_ratio` that was reached. Latency depends on the
-        settings alone and is measured once.
+        and `cider` of the captions that the model *as it would ship* writes, the `compression_ratio` that was
+        reached, and what the model costs (`compress/measure.py`), which depends on the settings alone and is
+        measured once but for the bytes.
         """
         shard: dict[str, Any] = {
             "rank": self.context.rank,
@@ -325,7 +324,7 @@ class Captioning:
             if self.context.rank == 0:
                 longest = self.data.tokens.shape[1] - 1
                 cost = {**measure(shipped, image_size=self.data.images.shape[1], max_tokens=longest)}  # type: ignore[dict-item]
-            self.measured = collective.agree(cost, _COST, self.device)
+            self.measured = collective.agree(cost, COST, self.device)
         self.measured |= size
         return dict(self.measured)
 

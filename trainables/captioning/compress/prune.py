@@ -26,9 +26,9 @@ def prune(captioner: Captioner, strength: float) -> Captioner:
     """A copy with a share of `sparsity(strength)` of its weights at zero."""
     small = copy.deepcopy(captioner)
     chosen = dict(weights(small))
-    if not chosen or strength == 0:
+    if strength == 0:
         return small
-    if next(iter(chosen.values())).is_meta:
+    if any(weight.is_meta for weight in chosen.values()):
         densities = dict.fromkeys(chosen, 1 - sparsity(strength))
     else:
         densities = zero_smallest(chosen, sparsity(strength))
@@ -48,6 +48,8 @@ def zero_smallest(chosen: Mapping[str, torch.nn.Parameter], sparsity: float) -> 
 
     What is zero already is among the smallest.
     """
+    if not chosen:
+        return {}
     scores = {name: _lamp(weight) for name, weight in chosen.items()}
     everything = torch.cat([score.flatten() for score in scores.values()])
     threshold = everything.kthvalue(max(1, round(sparsity * everything.numel()))).values
