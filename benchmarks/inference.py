@@ -28,7 +28,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
-from trainables.captioning.compress.int8 import Int8Linear
+from trainables.captioning.compress.arithmetic import Int8Linear
 from trainables.captioning.compress.onnx_graphs import DECODER_STEP, ENCODER, write_onnx
 from trainables.captioning.compress.swap import swap_layers
 from trainables.captioning.data.tokenizer import BOS

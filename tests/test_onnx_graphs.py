@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainables.captioning.compress.low_rank import factorise
+from trainables.captioning.compress import compress
 from trainables.captioning.compress.onnx_graphs import DECODER_STEP, ENCODER, write_onnx
 from trainables.captioning.model.captioner import Captioner
 from trainables.captioning.settings import Settings
@@ -130,7 +130,7 @@ def test_each_weight_is_stored_once_and_no_path_of_this_machine(both):
 
 
 def test_low_rank_factors_stay_factors(tmp_path):
-    captioner = factorise(make(decoder="gru", decoder_width=64), 0.5)
+    captioner = compress(make(decoder="gru", decoder_width=64), ["low_rank"], 0.5)
     assert write_onnx(captioner.eval(), tmp_path, max_tokens=LONGEST) == (
         "ONNX graphs in encoder.onnx and decoder_step.onnx"
     )

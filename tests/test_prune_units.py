@@ -3,11 +3,11 @@ import copy
 import pytest
 import torch
 from scipy import stats
-from trainables.captioning.compress.rebuild import rebuilt
 
 from trainables.captioning.compress import compress, stored_bytes
 from trainables.captioning.compress.measure import count_macs
 from trainables.captioning.compress.prune_units import prune_units, relu6_moments
+from trainables.captioning.compress.rebuild import rebuilt
 from trainables.captioning.compress.unit_groups import Groups
 from trainables.captioning.model.captioner import Captioner
 from trainables.captioning.settings import Settings

@@ -125,14 +125,19 @@ def load_tokenizer(folder: Path) -> CaptionTokenizer:
     return CaptionTokenizer.load(folder / _TOKENIZER)
 
 
-def load_captioner(folder: Path) -> Captioner:
+def load_captioner(folder: Path, settings: Settings | None = None) -> Captioner:
     """The checkpoint's captioner on the CPU, compressed as it was but not held (`compress/hold.py`).
+
+    Args:
+        folder: of the checkpoint.
+        settings: whose `MUTABLE` values are to hold from now on; default: those of the checkpoint.
 
     Raises:
         ValueError: no checkpoint, or names or shapes differ from what it says; the message names the first.
     """
     state = load_state(folder)
-    captioner = Captioner(state.model, state.vocabulary_size, state.image_size)
+    changed = {} if settings is None else {name: getattr(settings, name) for name in MUTABLE}
+    captioner = Captioner(state.model.model_copy(update=changed), state.vocabulary_size, state.image_size)
     stored = load_file(folder / _WEIGHTS)
     if state.strength is not None:
         captioner = rebuilt(captioner, {name: tuple(tensor.shape) for name, tensor in stored.items()})

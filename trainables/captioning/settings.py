@@ -105,7 +105,7 @@ class Compression(_Strict):
     Pufferfish, Wang et al. 2021; number formats: quantisation-aware)."""
     parent: Path | None = None
     """Checkpoint of a trained, uncompressed captioner: it is compressed and fine-tuned instead of training
-    anew. Set by `captune compress`."""
+    anew. `captune run` sets it where `compression.search` is `children`."""
     distil_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
     """`distil`: share of the objective that is the divergence from the teacher; the captions have the
     rest."""
@@ -137,7 +137,7 @@ class Settings(_Strict):
     """`transformer`: attention heads; must divide the width."""
     tie_embeddings: bool = False
     """The word vectors' matrix is the output layer's too, behind a projection where widths differ (Press &
-    Wolf 2017). `low_rank` leaves it whole."""
+    Wolf 2017)."""
     share_layers: bool = False
     """All layers of the decoder have one set of weights (ALBERT, Lan et al. 2020); no effect on one layer."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 
 from trainables.captioning.compress import applied, find_strength
-from trainables.captioning.compress.arithmetic import fast
 from trainables.captioning.compress.hold import hold, prune_further, released
 from trainables.captioning.compress.prune import prune, sparsity, sparsity_at
 from trainables.captioning.model.captioner import Captioner
@@ -78,11 +77,11 @@ class Shrinking:
             prune_further(captioner, sparsity(self.strength) * self._share(epoch))
 
     def shipped(self, captioner: Captioner, *, begun: bool) -> Captioner:
-        """A copy for inference of what is trained, as it would ship if the training ended now."""
+        """A copy of what is trained, as it would ship if the training ended now: in float32, on its grids."""
         if not begun:
             captioner = applied(captioner, dict.fromkeys(self.methods, self.strength))
         small = released(captioner)
-        return fast(prune(small, self.strength) if begun and self._gradual else small)
+        return prune(small, self.strength) if begun and self._gradual else small
 
     def _share(self, epoch: int) -> float:
         """Of the zeros, at this epoch."""

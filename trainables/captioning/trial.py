@@ -17,6 +17,7 @@ import torch
 
 from trainables.captioning import check, checkpoint, collective
 from trainables.captioning.compress import METHODS, find_strength, stored_bytes
+from trainables.captioning.compress.arithmetic import fast
 from trainables.captioning.compress.artefact import load_artefact, save_artefact, size_bytes
 from trainables.captioning.compress.hold import hold
 from trainables.captioning.compress.measure import COST, measure
@@ -259,7 +260,7 @@ class Captioning:
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint of a trial with the same data and settings, the `mutable` ones aside."""
         state = checkpoint.load_state(folder)
-        captioner = checkpoint.load_captioner(folder).to(self.device)
+        captioner = checkpoint.load_captioner(folder, self.settings).to(self.device)
         self.compressed = state.strength is not None
         self.trainer.replace(hold(captioner) if self.compressed else captioner)
         if _changes_encoder(captioner):
@@ -309,7 +310,7 @@ class Captioning:
         return self.features
 
     def _shipped(self) -> Captioner:
-        return self.shrinking.shipped(self.trainer.captioner, begun=self.compressed)
+        return fast(self.shrinking.shipped(self.trainer.captioner, begun=self.compressed))
 
     def _cost(self, shipped: Captioner) -> Metrics:
         size: Metrics = {}
