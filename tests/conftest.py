@@ -1,6 +1,7 @@
 """One Ray for the whole test session, two cores, as on the machines that CI runs on."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 @pytest.fixture(scope="session")
 def cluster():
     """Connected to a Ray of this machine; yields its resources."""
-    os.environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    here = [os.getcwd(), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(here)
     from cluster.connect import connect
 
     with connect("local", cpus=2) as resources:

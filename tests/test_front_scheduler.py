@@ -27,8 +27,11 @@ def test_nothing_goes_on_before_all_were_there():
     assert scheduler.report("a", 1, at(1, 4)).action == "pause"
     scheduler.report("b", 1, at(2, 2))
     scheduler.report("c", 1, at(3, 3))  # b is better in both
-    assert promotions(scheduler) == []
+    assert promotions(scheduler) == [] and scheduler.next_stop() is None
     scheduler.report("d", 1, at(4, 1))
+    assert scheduler.next_stop() == ("c", "rung 0: another beats it")
+    scheduler.drop("c")
+    assert scheduler.next_stop() is None
     assert set(promotions(scheduler)) == {"a", "b", "d"}
     assert promotions(scheduler) == []
 
@@ -108,10 +111,11 @@ def test_a_whole_search_trains_the_front_and_nobody_else(tmp_path):
             "learning_rate": config["learning_rate"],
         }
 
-    done = list(simulate(experiment, curves, gangs=2))
+    done = list(simulate(experiment, curves, gangs=4))
     first = {each.trial_id: each.metrics for each in done if each.epoch == 1}
     assert len(first) == 9
     assert experiment.full_epochs() == {1, 5}
+    assert {each.epoch for each in done[:9]} == {1}, "nobody goes on before all came, on a free gang either"
     reached = {each.trial_id for each in done if each.epoch == 5}
     expected = {
         name

@@ -6,8 +6,10 @@ Only click is imported at the top, so that `--help` answers at once. What is sho
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,8 @@ from tuning.cli_parts import WIDE, UserMistake, WorkFailed, format_option, stora
 if TYPE_CHECKING:
     import pandas as pd
 
+    from tuning.experiment import Experiment
+    from tuning.progress import Progress
     from tuning.results import Results
 
 #: Trials in the table that `run` ends with.
@@ -103,32 +107,62 @@ def run(file: str, resume: bool, overrides: tuple[str, ...], storage: str | None
     """
     from tuning.experiment import Experiment
     from tuning.progress import Progress
-    from tuning.results import load
-    from tuning.runner import ExportFailed, GivenUp
     from tuning.runner import run as run_experiment
 
     experiment = Experiment.load(file, _with_storage(overrides, storage))
+    words = ["captune", "run", file, "--resume"]
+    words += [word for override in overrides for word in ("--set", override)]
+    words += ["--storage", storage] if storage else []
     progress = Progress(experiment)
-    try:
-        results = run_experiment(experiment, resume=resume, listeners=[progress], say=click.echo)
-    except KeyboardInterrupt:
-        progress.close()
-        words = ["captune", "run", file, "--resume"]
-        words += [word for override in overrides for word in ("--set", override)]
-        words += ["--storage", storage] if storage else []
-        click.echo(f"Interrupted. Go on with: {shlex.join(words)}", err=True)
-        click.get_current_context().exit(130)
-    except ExportFailed as error:
-        progress.close()
-        _show_outcome(load(experiment.folder))
-        raise WorkFailed(f"{error}; --resume tries again") from error
-    except GivenUp as error:
-        progress.close()
-        details = f"captune results {experiment.name} --columns all"
-        raise WorkFailed(f"{error}\nAll of them: {details}. --resume tries one more.") from error
-    finally:
-        progress.close()
+    with _carrying_out(experiment, [progress], again=words, remedy="--resume") as follow:
+        results = run_experiment(
+            experiment, resume=resume, listeners=[progress], follow_variants=follow, say=click.echo
+        )
     _show_outcome(results)
+
+
+@main.command()
+@click.argument("name")
+@click.option("--methods", metavar="A,B", help="Ways to compress; over the file's `compression.methods`.")
+@click.option("--ratios", metavar="R,R", help="Shares of the bytes to remove, each from 0 to 1.")
+@click.option("--parents", type=int, metavar="N", help="The best N finished trials are compressed.")
+@click.option("--epochs", type=int, metavar="E", help="Fine-tuning epochs of what no other variant beats.")
+@storage_option
+def compress(
+    name: str,
+    methods: str | None,
+    ratios: str | None,
+    parents: int | None,
+    epochs: int | None,
+    storage: str,
+) -> None:
+    """Compress the best trials of experiment NAME in many ways, fine-tune those on the front, measure all.
+
+    What is not said is as in the experiment's section `compression`. What was done before is kept: more
+    methods, ratios or parents extend it. Ctrl-C ends it in good order; the same command goes on.
+
+    \b
+    Examples:
+      captune compress shapes
+      captune compress shapes --methods int8,prune+int8 --ratios .5,.75 --parents 1
+    """
+    from tuning.children import asked
+    from tuning.results import load
+    from tuning.runner import compress as compress_best
+
+    given: dict[str, Any] = {"methods": methods, "ratios": ratios, "parents": parents, "epochs": epochs}
+    given = {key: value for key, value in given.items() if value is not None}
+    words = ["captune", "compress", name]
+    words += [word for key, value in given.items() for word in (f"--{key}", str(value))]
+    words += ["--storage", storage]
+    if methods is not None:
+        given["methods"] = [part.strip() for part in methods.split(",")]
+    if ratios is not None:
+        given["ratios"] = _shares(ratios)
+    experiment = asked(load(name, storage), given)
+    with _carrying_out(experiment, [], again=words, remedy="the same command") as follow:
+        found = compress_best(experiment, follow_variants=follow, say=click.echo)
+    _print_variants(found)
 
 
 @main.command()
@@ -163,7 +197,7 @@ def check(file: str, overrides: tuple[str, ...], storage: str | None) -> None:
 
 @main.command()
 @click.argument("name")
-@click.argument("table", type=click.Choice(["trials", "epochs", "schedule"]), default="trials")
+@click.argument("table", type=click.Choice(["trials", "epochs", "schedule", "variants"]), default="trials")
 @click.option(
     "--sort",
     "sort_by",
@@ -199,7 +233,7 @@ def results(
     output: Path | None,
     storage: str,
 ) -> None:
-    """Show the TABLE (trials or epochs) of experiment NAME: on screen the most telling columns.
+    """Show the TABLE (trials, epochs or variants) of experiment NAME: on screen the most telling columns.
 
     `schedule`: under which configurations the best trial was trained, epoch by epoch, where
     `search.algorithm: pbt` changed them.
@@ -224,6 +258,8 @@ def results(
         raise click.UsageError("--output needs --format csv, json or parquet")
     found = load(name, storage)
     on_screen = form == "table" and table == "trials"
+    if table == "variants" and found.variants.empty:
+        raise UserMistake(f"{found.name!r} has no variants; captune compress {name} makes them")
     frame: pd.DataFrame = found.ranked() if on_screen else _table(found, table)
     if where is not None:
         frame = query.where(frame, where)
@@ -411,6 +447,50 @@ for command in (pareto, compare, export):
     main.add_command(command)
 
 
+@contextlib.contextmanager
+def _carrying_out(
+    experiment: Experiment, displays: list[Progress], *, again: list[str], remedy: str
+) -> Iterator[Callable[[Experiment], Progress]]:
+    """Show what goes on, and turn what may become of it into messages and exit codes.
+
+    Args:
+        displays: those that are shown from the start; all are closed at the end.
+        again: the command that goes on after an interruption.
+        remedy: what tries again after a failure.
+
+    Yields:
+        What makes a display of another experiment, that of the variants.
+    """
+    from tuning.progress import Progress
+    from tuning.results import load
+    from tuning.runner import ExportFailed, GivenUp
+
+    def follow(inner: Experiment) -> Progress:
+        displays.append(Progress(inner))
+        return displays[-1]
+
+    def close() -> None:
+        for display in displays:
+            display.close()
+
+    try:
+        yield follow
+    except KeyboardInterrupt:
+        close()
+        click.echo(f"Interrupted. Go on with: {shlex.join(again)}", err=True)
+        click.get_current_context().exit(130)
+    except ExportFailed as error:
+        close()
+        _show_outcome(load(experiment.folder))
+        raise WorkFailed(f"{error}; {remedy} tries again") from error
+    except GivenUp as error:
+        close()
+        details = f"captune results {experiment.name} --columns all"
+        raise WorkFailed(f"{error}\nAll of them: {details}. {remedy} tries one more.") from error
+    finally:
+        close()
+
+
 def _with_storage(overrides: tuple[str, ...], storage: str | None) -> list[str]:
     return [*overrides, f"storage={storage}"] if storage else list(overrides)
 
@@ -422,6 +502,14 @@ def _numbers(text: str, option: str) -> list[int]:
     if wrong:
         raise click.UsageError(f"{option} takes whole numbers from 1, as in 1,4,64, but got {wrong[0]!r}")
     return [int(part) for part in parts]
+
+
+def _shares(text: str) -> list[float]:
+    """`.5,.75` as numbers."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise click.UsageError(f"--ratios takes numbers, as in .5,.75, but got {text!r}") from None
 
 
 def _this_machine() -> dict[str, float]:
@@ -485,6 +573,23 @@ def _show_outcome(found: Results) -> None:
     _print_table(found.ranked().head(TOP), found)
     click.echo()
     _print_best(found)
+    if found.experiment.compression.search == "children":
+        _print_variants(found)
+
+
+def _print_variants(found: Results) -> None:
+    from rich.console import Console
+
+    from tuning.choosing_table import front_frame
+    from tuning.render import count, frame_table
+
+    if found.variants.empty:
+        return
+    front = found.pareto()
+    click.echo(f"\n{len(front)} of {count(len(found.variants), 'variant')} that no other beats:")
+    shown = front_frame(front, found.figures(front), [], width=WIDE)
+    Console(width=WIDE).print(frame_table(shown), soft_wrap=True)
+    click.echo(f"choose with captune pareto {found.name}, ship with captune export {found.name}")
 
 
 def _print_best(found: Results) -> None:

@@ -10,9 +10,10 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from trainables.order import Order
 from tuning.budget import BudgetGuard
@@ -45,6 +46,7 @@ def carry_out(
     listeners: Sequence[Listener],
     *,
     resume: bool,
+    whole: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda config: config,
 ) -> str:
     """Run the search of `experiment` until it is finished; Ray is connected.
 
@@ -52,6 +54,7 @@ def carry_out(
         plan: the gangs to start.
         listeners: told of every event after the tables and the checkpoint keeper; closed at the end.
         resume: go on from the tables in the experiment's folder, where there are any.
+        whole: what a trial is run with, of its configuration; the experiment's `model` goes before it.
 
     Returns:
         Why it was given up before its end; empty where it was not.
@@ -77,14 +80,20 @@ def carry_out(
         if resume:
             search.replay(*history(experiment, writer.ledger))
         with _scratch_folder(folder) as scratch:
-            _drive(experiment, search, plan, folder, scratch)
+            _drive(experiment, search, plan, scratch, _order_maker(experiment, whole))
         given_up = search.given_up
         search.close()
         write_end(folder, without_gain=budget.without_gain)
     return given_up
 
 
-def _drive(experiment: Experiment, search: Search, plan: GangPlan, folder: Path, scratch: Path) -> None:
+def _drive(
+    experiment: Experiment,
+    search: Search,
+    plan: GangPlan,
+    scratch: Path,
+    order_for: Callable[[Run], Order],
+) -> None:
     """Let Ray Tune run the search until it is finished."""
     os.environ.update(TUNE_ENVIRONMENT)  # Tune reads them when it is imported and when it starts
     from ray import tune
@@ -102,7 +111,7 @@ def _drive(experiment: Experiment, search: Search, plan: GangPlan, folder: Path,
         tuner = tune.Tuner(
             TrialActor,
             tune_config=tune.TuneConfig(
-                search_alg=TuneSearcher(search, gangs, _order_maker(experiment, folder)),
+                search_alg=TuneSearcher(search, gangs, order_for),
                 scheduler=scheduler,
                 num_samples=-1,  # the search says when it is finished
                 reuse_actors=True,
@@ -124,16 +133,18 @@ def _drive(experiment: Experiment, search: Search, plan: GangPlan, folder: Path,
             raise scheduler.error or error from error
 
 
-def _order_maker(experiment: Experiment, folder: Path) -> Callable[[Run], Order]:
+def _order_maker(
+    experiment: Experiment, whole: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+) -> Callable[[Run], Order]:
     """What turns a run of the search into an order for a gang."""
-    max_epochs = experiment.scheduler.max_epochs
+    folder, max_epochs = experiment.folder.absolute(), experiment.scheduler.max_epochs
 
     def order_for(run: Run) -> Order:
         return Order(
             run_id=f"{run.trial_id}-{uuid.uuid4().hex[:8]}",
             trial_id=run.trial_id,
             trainable=experiment.trainable,
-            config={**experiment.model, **run.config},
+            config={**experiment.model, **whole(run.config)},
             data=experiment.data,
             # Trial 7 is the same trial whichever gang runs it and whatever ran before.
             seed=trial_seed(experiment.search.seed, run.trial_id),

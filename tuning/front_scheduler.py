@@ -1,7 +1,7 @@
 """Which trials go on, for several objectives and a known number of trials: the front alone.
 
 Every trial runs to the first rung, and nothing goes on before all have been there: what is cheap comes first.
-Then those that no other beats go on to their end, the best first; the others wait for good. Pure, as
+Then those that no other beats go on to their end, the best first; the others are over. Pure, as
 `tuning/scheduler.py` is: reports replayed in any order bring it back to where it was.
 """
 
@@ -21,6 +21,8 @@ class FrontScheduler(Scheduler):
         expected: trials that are to come to the rung, or to be over before.
         complete: trial_ids that are whole at the rung: they are compared, but do not go on.
     """
+
+    synchronous = True
 
     def __init__(self, *, rung: int | None, expected: int, complete: Collection[str] = ()):
         self._rung, self._expected, self._complete = rung, expected, frozenset(complete)
@@ -44,13 +46,20 @@ class FrontScheduler(Scheduler):
 
     def next_promotion(self, *, or_new: bool = True) -> str | None:
         """The best of the front that has not gone on; None before the last trial has come."""
-        if len(self._standings.keys() | self._dropped) < self._expected:
+        if not self._all_came:
             return None
         for trial_id in self._front():
             if trial_id not in self._promoted and trial_id not in self._dropped:
                 self._promoted.add(trial_id)
                 return trial_id
         return None
+
+    def next_stop(self, *, or_new: bool = True) -> tuple[str, str] | None:
+        """One that another beats, when all have come."""
+        if not self._all_came:
+            return None
+        beaten = self._standings.keys() - self._promoted - self._dropped - set(self._front())
+        return (min(beaten), "rung 0: another beats it") if beaten else None
 
     def went_on(self, trial_id: str, epoch: int) -> None:
         """Beyond the rung, it was promoted there."""
@@ -60,6 +69,10 @@ class FrontScheduler(Scheduler):
     def drop(self, trial_id: str) -> None:
         """The trial is over; where it reached the rung, the others are still compared with it."""
         self._dropped.add(trial_id)
+
+    @property
+    def _all_came(self) -> bool:
+        return len(self._standings.keys() | self._dropped) >= self._expected
 
     def _front(self) -> list[str]:
         """The trials that no other beats, the best first; of equals, the first that came."""

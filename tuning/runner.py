@@ -10,7 +10,7 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -19,17 +19,21 @@ from typing import Any
 import filelock
 
 from trainables.trial import resolve_trainable
+from tuning import children
 from tuning.driving import carry_out
 from tuning.events import Listener
 from tuning.experiment import Experiment, ExperimentError
+from tuning.quiet import measure_all
+from tuning.render import count
 from tuning.results import Results, load
 from tuning.resuming import refuse_changes
 from tuning.shipping import CannotShip, ship
 from tuning.storage import write_description
 from tuning.strategies import open_strategy
+from tuning.variants import Variants
 from tuning.warm_start import earlier_trials
 
-SHOWN_LINES = 8  # of the trainable's report on its data; all of it is in data_report.txt
+SHOWN_LINES = 8  # of what a trainable has to say; all of it is in a file
 
 
 class ExperimentExists(ExperimentError):
@@ -41,7 +45,7 @@ class ExperimentBusy(ExperimentError):
 
 
 class ExportFailed(RuntimeError):
-    """The best trial could not be turned into what ships; resuming the run tries again."""
+    """The best trial, or a variant, could not be turned into what ships; resuming the run tries again."""
 
 
 class GivenUp(RuntimeError):
@@ -53,6 +57,7 @@ def run(
     *,
     resume: bool = False,
     listeners: Sequence[Listener] = (),
+    follow_variants: Callable[[Experiment], Listener] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Results:
     """Run `experiment` to the end of its budget and return its results.
@@ -61,11 +66,12 @@ def run(
         experiment: a validated experiment.
         resume: go on where an interrupted run of the same experiment stopped; finished trials stay.
         listeners: told of every event beside the tables, a progress display for instance.
+        follow_variants: makes a listener of the inner experiment, where the best trials are compressed.
         say: told, line by line, what there is to know about the data before the trials begin.
 
     Raises:
         ExperimentExists: there are results and `resume` is False.
-        ExportFailed: all is done and in the tables, but `best/` could not be made.
+        ExportFailed: all is done and in the tables, but `best/` or a variant could not be exported.
         GivenUp: all of the first trials went wrong; they are in the tables, with the budget not spent.
         ExperimentBusy: another process is at it.
         ExperimentError: the cluster cannot hold one gang, or the experiment to resume was another.
@@ -87,9 +93,64 @@ def run(
         given_up = carry_out(experiment, searcher, scheduler, plan, listeners, resume=resume)
         if given_up:
             raise GivenUp(given_up)
-    results = load(folder)
-    _export_best(experiment, results)
-    return results
+        _export_best(experiment, load(folder))
+        if experiment.compression.search == "children":
+            _compress(experiment, cluster_resources, follow_variants, say)
+    return load(folder)
+
+
+def compress(
+    experiment: Experiment,
+    *,
+    follow_variants: Callable[[Experiment], Listener] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Results:
+    """Compress the best trials of an experiment that was run, as its section `compression` says.
+
+    Goes on where an earlier compression stopped, or extends it: what was done stays. Arguments as for `run`.
+
+    Raises:
+        ExperimentBusy, ExperimentError, ExportFailed, GivenUp, KeyboardInterrupt: as `run` does.
+    """
+    folder = experiment.folder.absolute()
+    with _sole_user_of(folder, resume=True), _connect()() as cluster_resources, _sigterm_as_ctrl_c():
+        _prepare_data(experiment, folder, say)
+        _compress(experiment, cluster_resources, follow_variants, say)
+    return load(folder)
+
+
+def _compress(
+    experiment: Experiment,
+    cluster_resources: Mapping[str, float],
+    follow_variants: Callable[[Experiment], Listener] | None,
+    say: Callable[[str], None],
+) -> None:
+    """Run the children of the best trials, then measure them while nothing trains."""
+    found = load(experiment.folder.absolute())
+    wanted, impossible = children.points(found, experiment)
+    inner = children.inner_experiment(experiment, wanted)
+    parents = dict.fromkeys(children.parent_of(config).trial_id for config in inner.search.start)
+    say(f"{count(len(inner.search.start), 'variant')} of {', '.join(parents)}")
+    write_description(inner, command=sys.argv)
+    _show(impossible, inner.folder / "impossible.txt", say)
+    given_up = carry_out(
+        inner,
+        *children.open_children(inner),
+        inner.plan_resources(cluster_resources),
+        [follow_variants(inner)] if follow_variants else [],
+        resume=True,
+        whole=children.Inheritance(found),
+    )
+    if given_up:
+        raise GivenUp(f"variants, in {inner.folder}: {given_up}")
+    variants = Variants(load(inner.folder))
+    variants.write()
+    failures = measure_all(variants, found.folder, experiment.trainable, say)
+    if failures:
+        raise ExportFailed(
+            f"the run is done, but {count(len(failures), 'variant')} could not be exported and measured; "
+            f"the first is {failures[0]}"
+        )
 
 
 @contextlib.contextmanager
@@ -142,11 +203,16 @@ def _prepare_data(experiment: Experiment, folder: Path, say: Callable[[str], Non
     if prepare is None:
         return
     report = prepare(experiment.data, experiment.model, progress=sys.stderr.isatty()) or []
-    (folder / "data_report.txt").write_text("".join(f"{line}\n" for line in report), encoding="utf-8")
-    for line in report[:SHOWN_LINES]:
+    _show(report, folder / "data_report.txt", say)
+
+
+def _show(lines: Sequence[str], path: Path, say: Callable[[str], None]) -> None:
+    """Say the first of `lines`, and write them all to `path`."""
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    for line in lines[:SHOWN_LINES]:
         say(line)
-    if len(report) > SHOWN_LINES:
-        say(f"… and {len(report) - SHOWN_LINES} more lines in {folder / 'data_report.txt'}")
+    if len(lines) > SHOWN_LINES:
+        say(f"… and {len(lines) - SHOWN_LINES} more lines in {path}")
 
 
 def _export_best(experiment: Experiment, results: Results) -> None:

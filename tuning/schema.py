@@ -116,7 +116,34 @@ EPOCH_TAIL = (
     Column("at", TIME, "when the epoch was reported"),
 )
 
-_ALL = (*TRIAL_HEAD, *TRIAL_TAIL, *EPOCH_HEAD, *EPOCH_TAIL, *FIGURES, *COSTS)
+VARIANT_HEAD = (
+    Column("variant_id", STRING, "name of the variant; its trial in `variants/` has the same number"),
+    Column("parent", STRING, "trial_id of the trained model that was compressed"),
+    Column("parent_epoch", INT, "epoch of the parent's checkpoint"),
+    Column(
+        "state",
+        STRING,
+        "as of a trial; stopped: nothing to fine-tune, or another variant beats it",
+    ),
+    Column("reason", STRING, "one line on why the variant is in this state"),
+    Column("methods", STRING, "how it was compressed, `none` for the parent as it is"),
+    Column("ratio_asked", FLOAT, "share of the bytes to remove; NA where the method has no choice"),
+    Column("ratio", FLOAT, "share of the bytes that was removed"),
+    Column("fine_tune_epochs", INT, "epochs of fine-tuning that its figures and its checkpoint have"),
+)
+
+#: Right of the figures of a variant.
+VARIANT_TAIL = (
+    *MODEL_COSTS,
+    Column("worker_s", FLOAT, "seconds that workers spent on the variant, summed over workers", "min"),
+    Column("checkpoint", STRING, "folder of its checkpoint, relative to the experiment's"),
+    Column("exported", STRING, "folder of what ships, relative to the experiment's"),
+    Column("measured_at", TIME, "when that was measured, with nothing else at work; its costs are from then"),
+    Column("error", STRING, "traceback of a variant that failed, or could not be exported or measured"),
+)
+
+_TABLES = (*TRIAL_HEAD, *TRIAL_TAIL, *EPOCH_HEAD, *EPOCH_TAIL, *VARIANT_HEAD, *VARIANT_TAIL)
+_ALL = (*_TABLES, *FIGURES, *COSTS)
 
 #: Which direction is good, by name, where it is known.
 BETTER = {column.name: column.better for column in _ALL if column.better}
@@ -125,7 +152,7 @@ COST_NAMES = frozenset(column.name for column in COSTS)
 
 #: Columns of `epochs` that are no figures.
 EPOCH_STRUCTURE = frozenset(column.name for column in (*EPOCH_HEAD, *EPOCH_TAIL))
-_TAKEN = {column.name for column in (*TRIAL_HEAD, *TRIAL_TAIL, *EPOCH_HEAD, *EPOCH_TAIL)}
+_TAKEN = {column.name for column in _TABLES}
 _TAKEN -= {column.name for column in MODEL_COSTS} | {"worker_s"}  # reported like any other figure
 
 
@@ -164,6 +191,14 @@ def epochs_dtypes(figures: Iterable[str]) -> dict[str, str]:
     tail = {column.name: column.dtype for column in (*COSTS, *EPOCH_TAIL)}
     middle = {name: FLOAT for name in figures if name not in tail}
     return {**head, **middle, **tail}
+
+
+def variants_dtypes(searched: Mapping[str, str], figures: Iterable[str]) -> dict[str, str]:
+    """dtype by column of `variants`, in order. `searched`: what else tells children apart."""
+    head = {column.name: column.dtype for column in VARIANT_HEAD}
+    tail = {column.name: column.dtype for column in VARIANT_TAIL}
+    middle = {name: FLOAT for name in figures if name not in head | tail}
+    return {**head, **searched, **middle, **tail}
 
 
 def to_frame(rows: Iterable[Mapping[str, Any]], dtypes: Mapping[str, str]) -> pd.DataFrame:

@@ -36,17 +36,8 @@ def telling(experiment: Experiment, frame: pd.DataFrame) -> list[str]:
     """Columns of a results table that tell most, the most telling first: what is shown unless asked for."""
     config = [str(name) for name in frame.columns if str(name).startswith("config/")]
     figures = list(dict.fromkeys([*_wanted(experiment), "hypervolume", *_KEY_FIGURES]))
-    names = [
-        "trial_id",
-        "epoch",
-        *figures[:1],
-        "state",
-        "epochs",
-        *config,
-        *figures[1:],
-        "worker_s",
-        "parent",
-    ]
+    heads = ["trial_id", "variant_id", "methods", "ratio_asked", "fine_tune_epochs", "epoch"]
+    names = [*heads, *figures[:1], "state", "epochs", *config, *figures[1:], "worker_s", "parent"]
     return [name for name in names if name in frame.columns]
 
 
@@ -119,7 +110,17 @@ def experiment_state(found: Results) -> str:
             return "running"
         except OSError:
             pass  # somebody else's folder: nothing can be said about who runs it
-    return "finished" if _used_up(found) else "unfinished"
+    return "finished" if _used_up(found) and not _uncompressed(found) else "unfinished"
+
+
+def _uncompressed(found: Results) -> bool:
+    """Whether children are asked for, and some of them are still to be trained or measured."""
+    if found.experiment.compression.search != "children":
+        return False
+    if found.variants.empty:
+        return True
+    able = ~found.variants["state"].isin(WENT_WRONG)
+    return bool((able & found.variants["measured_at"].isna()).any())
 
 
 def _used_up(found: Results) -> bool:
