@@ -95,7 +95,7 @@ def runner(monkeypatch):
     """Replaces the real runner; set `.events` or `.error`."""
     fake = SimpleNamespace(events=TRIALS, error=None, calls=[])
 
-    def run(experiment, *, resume=False, listeners=(), say=print):
+    def run(experiment, *, resume=False, listeners=(), follow_variants=None, say=print):
         fake.calls.append((experiment, resume))
         if fake.error:
             raise fake.error
@@ -123,7 +123,8 @@ def test_help_is_quick_and_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "check", "results", "best", "pareto", "compare", "export", "caption", "list"]
+    "command",
+    ["run", "check", "results", "best", "compress", "pareto", "compare", "export", "caption", "list"],
 )
 def test_every_command_has_examples(captune, command):
     assert f"captune {command} " in said(captune(command, "--help"), 0).split("Examples:")[1]

@@ -104,6 +104,7 @@ def test_every_choice_of_a_key_is_named():
 
 
 FIGURES = "`cider` … `train_loss`"
+COSTS = "`params` … `captions_per_s`"
 
 
 @pytest.mark.parametrize(
@@ -117,6 +118,15 @@ FIGURES = "`cider` … `train_loss`"
             "`epochs`, a row per trial and epoch",
             [*schema.EPOCH_HEAD, FIGURES, *schema.COSTS, *schema.EPOCH_TAIL],
         ),
+        (
+            "`variants`, a row per compressed trial",
+            [
+                *schema.VARIANT_HEAD,
+                FIGURES,
+                COSTS,
+                *(column for column in schema.VARIANT_TAIL if column not in schema.MODEL_COSTS),
+            ],
+        ),
     ],
 )
 def test_every_column_is_explained(heading, columns):
@@ -127,6 +137,7 @@ def test_every_column_is_explained(heading, columns):
             assert row[0] == column
         else:
             assert row == [f"`{column.name}`", f"`{column.dtype}`", column.meaning]
+    assert f"`{schema.MODEL_COSTS[0].name}` … `{schema.MODEL_COSTS[-1].name}`" == COSTS
     assert f"`{schema.FIGURES[0].name}` … `{schema.FIGURES[-1].name}`" == FIGURES
 
 

@@ -68,6 +68,13 @@ class Trainable(Protocol):
       and safe to call from several processes at once; shows a progress bar where `progress` is true.
     * `export(checkpoint, folder)` turns a checkpoint into what would ship; without it, a copy ships.
     * `caption(folder, images) -> list[str]` uses what was exported: `captune caption` calls it.
+    * `variants(checkpoint, methods, ratios) -> (configurations, lines)` names the ways to make a trial
+      smaller: a configuration for each, by dotted name, with `compression.method`, perhaps
+      `compression.ratio`, and the checkpoint's folder (as text) under a name of the trainable's choice; and
+      lines for a person on what is asked for and cannot be. Each is run as a trial with the hyperparameters
+      of the one that saved the checkpoint, and these over them. Its first epoch only compresses; its figures
+      have `size_mb` and `macs`, and `compression_ratio` for the table. `none` is the trial as it is.
+    * `measure(folder) -> Metrics` measures what was exported, on a machine that does nothing else.
     * `compare(a, b, data, *, progress) -> Tables` uses two exported folders on the validation split of the
       experiment's `data` section and tells how they differ, above all what `b` does worse than `a`:
       `captune compare` shows its tables.
