@@ -5,11 +5,22 @@ from datetime import UTC, datetime
 
 import pandas as pd
 import pytest
+from compressible import Compressible
 from recorded import describe, record
 
 from trainables.order import Report
+from trainables.trial import SettingsError
 from tuning.budget import BudgetGuard
-from tuning.children import Inheritance, Parent, asked, inner_experiment, open_children, parents, points
+from tuning.children import (
+    Inheritance,
+    Parent,
+    asked,
+    inner_experiment,
+    open_children,
+    parent_of,
+    parents,
+    points,
+)
 from tuning.experiment import Experiment, ExperimentError
 from tuning.results import load
 from tuning.search import Search
@@ -42,14 +53,28 @@ def compressed(tmp_path, trials=TRIALS, **section):
 
 def test_parents_are_the_best_that_ran_to_their_end_each_at_its_best_epoch(tmp_path):
     _, found = compressed(tmp_path)
-    assert parents(found, 2) == [Parent("00003", 3), Parent("00000", 9)]
-    assert [parent.trial_id for parent in parents(found, 9)] == ["00003", "00000", "00004"]
-    assert parents(found, 1)[0].checkpoint == found.trials.set_index("trial_id").at["00003", "checkpoint"]
+    assert parents(found) == [Parent("00003", 3), Parent("00000", 9), Parent("00004", 9)]
+    assert parents(found)[0].checkpoint == found.trials.set_index("trial_id").at["00003", "checkpoint"]
+
+
+def test_a_refused_parent_makes_room_for_the_next_best(tmp_path, monkeypatch):
+    experiment, found = compressed(tmp_path)
+    variants = Compressible.variants
+
+    def but_one(checkpoint, methods, ratios):
+        if checkpoint.parent.name == "00003":
+            raise SettingsError(("compression", "parents"), "is compressed already")
+        return variants(checkpoint, methods, ratios)
+
+    monkeypatch.setattr(Compressible, "variants", but_one)
+    wanted, impossible = points(found, experiment)
+    assert impossible == ["00003: compression.parents: is compressed already"]
+    assert [parent_of(config).trial_id for config in wanted] == ["00000"] * 4 + ["00004"] * 4
 
 
 def test_where_no_trial_came_to_its_end_the_best_is_the_parent(tmp_path):
     _, found = compressed(tmp_path, TRIALS[1:3])
-    assert [parent.trial_id for parent in parents(found, 2)] == ["00001"]
+    assert [parent.trial_id for parent in parents(found)] == ["00001"]
 
 
 def test_the_inner_experiment_has_every_possible_child_once(tmp_path):

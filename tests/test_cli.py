@@ -550,3 +550,48 @@ def test_where(condition, rows):
 def test_where_refuses(condition):
     with pytest.raises(QueryError):
         where(FRAME, condition)
+
+
+@pytest.fixture
+def compressor(runner, monkeypatch, tmp_path):
+    """Replaces the real `compress`, which gets what `captune compress` asks for."""
+    fake = SimpleNamespace(asked=[], error=None)
+
+    def compress(experiment, *, follow_variants=None, say=print):
+        fake.asked.append(experiment)
+        follow_variants(experiment)
+        if fake.error:
+            raise fake.error
+        return load(experiment.folder)
+
+    sys.modules["tuning.runner"].compress = compress
+    monkeypatch.setattr("trainables.curves.Curves.variants", None, raising=False)
+    monkeypatch.setattr("trainables.curves.Curves.check", lambda *given: None)
+    return fake
+
+
+def test_compress_puts_its_options_over_the_file(captune, compressor):
+    said(captune("run", "birds.yaml"), 0)
+    said(captune("compress", "birds", "--methods", "int8,prune", "--ratios", ".5,.25", "--parents", "3"), 0)
+    (experiment,) = compressor.asked
+    section = experiment.compression
+    assert (section.search, section.methods, section.ratios) == ("children", ("int8", "prune"), (0.5, 0.25))
+    assert (section.parents, section.epochs) == (3, 3)
+    assert "--ratios takes numbers" in said(captune("compress", "birds", "--ratios", "half"), 2)
+    assert "compression.ratios.0: got 1.5" in said(captune("compress", "birds", "--ratios", "1.5"), 2)
+
+
+def test_compress_that_was_interrupted_says_how_to_go_on(captune, compressor):
+    said(captune("run", "birds.yaml"), 0)
+    compressor.error = KeyboardInterrupt()
+    output = said(captune("compress", "birds", "--epochs", "2"), 130)
+    assert "Go on with: captune compress birds --epochs 2 --storage captune-results" in output
+    compressor.error = ExportFailed("2 variants could not be measured")
+    assert "2 variants could not be measured; the same command tries again" in said(
+        captune("compress", "birds"), 1
+    )
+
+
+def test_variants_that_are_not_there_are_asked_for(captune, runner):
+    said(captune("run", "birds.yaml"), 0)
+    assert "captune compress birds makes them" in said(captune("results", "birds", "variants"), 2)

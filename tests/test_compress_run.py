@@ -1,5 +1,9 @@
 """The best trials of a search compressed, on a real Ray: run, measured, extended, killed, resumed."""
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest

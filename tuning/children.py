@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from trainables.trial import resolve_trainable
+from trainables.trial import SettingsError, resolve_trainable
 from tuning.comparison import WENT_WRONG
 from tuning.configurations import configurations
 from tuning.experiment import Experiment, ExperimentError
@@ -72,14 +72,14 @@ def parent_of(config: Config) -> Parent:
     raise ValueError(f"{dict(config)} names no parent")
 
 
-def parents(found: Results, count: int) -> list[Parent]:
-    """The best `count` trials that ran all their epochs; the best one of all where none did.
+def parents(found: Results) -> list[Parent]:
+    """The trials that ran all their epochs, the best first; the best one of all where none did.
 
     Each with the checkpoint of its best epoch, which the table's row is about and which is always kept.
     """
     rows = found.ranked()
     rows = rows[~rows["state"].isin(WENT_WRONG) & rows["checkpoint"].notna()]
-    completed = rows[rows["state"] == "completed"].head(count)
+    completed = rows[rows["state"] == "completed"]
     chosen = completed if len(completed) else rows.head(1)
     return [Parent(row["trial_id"], int(row["best_epoch"])) for row in chosen.to_dict("records")]
 
@@ -87,13 +87,18 @@ def parents(found: Results, count: int) -> list[Parent]:
 def points(found: Results, experiment: Experiment) -> tuple[list[Config], list[str]]:
     """The children that `experiment.compression` asks for, and lines for a person on what cannot be.
 
-    Parents are named relative to the experiment's folder: it may be moved.
+    Parents are named relative to the experiment's folder: it may be moved. A trial that the trainable refuses
+    as a parent makes room for the next best.
     """
-    asked, configs, lines = experiment.compression, dict[Any, Config](), list[str]()
+    asked, configs, lines, accepted = experiment.compression, dict[Any, Config](), list[str](), 0
     trainable: Any = resolve_trainable(experiment.trainable)
-    for parent in parents(found, asked.parents):
+    for parent in parents(found):
         folder = str((found.folder / parent.checkpoint).absolute())
-        possible, said = trainable.variants(Path(folder), list(asked.methods), list(asked.ratios))
+        try:
+            possible, said = trainable.variants(Path(folder), list(asked.methods), list(asked.ratios))
+        except SettingsError as error:
+            lines.append(f"{parent.trial_id}: {error}")
+            continue
         lines += [f"{parent.trial_id}: {line}" for line in said]
         for given in possible:
             config = {name: parent.checkpoint if value == folder else value for name, value in given.items()}
@@ -101,6 +106,9 @@ def points(found: Results, experiment: Experiment) -> tuple[list[Config], list[s
                 rule = f"a variant needs {METHOD} and the checkpoint among its values, but there is {given}"
                 raise ExperimentError([f"trainable: {experiment.trainable!r}: {rule}"])
             configs.setdefault(frozenset(config.items()), config)
+        accepted += 1
+        if accepted == asked.parents:
+            break
     return list(configs.values()), lines
 
 

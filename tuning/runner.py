@@ -128,11 +128,11 @@ def _compress(
     """Run the children of the best trials, then measure them while nothing trains."""
     found = load(experiment.folder.absolute())
     wanted, impossible = children.points(found, experiment)
+    _show(impossible, found.folder / "impossible_variants.txt", say)
     inner = children.inner_experiment(experiment, wanted)
     parents = dict.fromkeys(children.parent_of(config).trial_id for config in inner.search.start)
     say(f"{count(len(inner.search.start), 'variant')} of {', '.join(parents)}")
     write_description(inner, command=sys.argv)
-    _show(impossible, inner.folder / "impossible.txt", say)
     given_up = carry_out(
         inner,
         *children.open_children(inner),
