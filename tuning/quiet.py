@@ -50,8 +50,9 @@ def measure_all(variants: Variants, folder: Path, trainable: str, say: Callable[
             variants.failed(name, traceback.format_exc())
             say(f"not {what}: {reason}")
             continue
-        finally:
-            ray.cancel(waiting, force=True)  # changes nothing where it is done
+        except KeyboardInterrupt:  # only then: to cancel a task that has just ended crashes Ray
+            ray.cancel(waiting, force=True)
+            raise
         variants.measured(name, costs, exported, datetime.now(UTC))
         say(what + "".join(f"  {each} {number(costs[each])}" for each in TOLD if each in costs))
     return failures
