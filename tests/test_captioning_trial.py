@@ -167,7 +167,7 @@ def test_what_is_exported_captions_files_as_the_trial_did(data, tmp_path, method
     ids = shipped.generate(_tensor(pixels), max_tokens=30, beam_width=2, length_penalty=0.7)
     assert captioning.data.tokenizer.decode(ids) == [first]
     config = json.loads((tmp_path / "best" / "config.json").read_text())
-    assert config["facts"]["epoch"] == 6 and config["facts"]["size_mb"] > 0
+    assert config["facts"]["epoch"] == 6 and config["facts"]["cost"]["size_mb"] > 0
 
 
 def test_a_ratio_out_of_reach_is_refused_before_anything_is_trained(data):
@@ -363,3 +363,16 @@ def test_the_report_on_the_data_names_what_was_skipped(tmp_path):
     assert report[0].startswith("29 images (")
     assert "1 skipped as bad:" in report
     assert any(line.startswith("  7.png: ") for line in report)
+
+
+@pytest.mark.timeout(120)
+def test_what_ships_has_a_card_and_graphs_for_other_programs(data, parent, tmp_path):
+    pytest.importorskip("onnxruntime")
+    folder, figures = parent
+    Captioning.export(folder, tmp_path / "shipped")
+    card = (tmp_path / "shipped" / "README.md").read_text()
+    assert f"{figures['cider']:.4g}" in card and "ONNX" not in card
+    assert "`shapes`" in card and "Trial t." in card
+    line = Captioning.convert(tmp_path / "shipped")
+    assert "encoder.onnx" in line and (tmp_path / "shipped" / "decoder_step.onnx").exists()
+    assert "ONNX Runtime" in (tmp_path / "shipped" / "README.md").read_text()

@@ -164,7 +164,16 @@ def export(
 
     from tuning.choosing_table import shipped_table
     from tuning.results import load
-    from tuning.shipping import CannotShip, best_within, checkpoint_of, limits_of, name_of, named, ship
+    from tuning.shipping import (
+        CannotShip,
+        best_within,
+        checkpoint_of,
+        convert,
+        limits_of,
+        name_of,
+        named,
+        ship,
+    )
 
     asked = {"size_mb": max_size_mb, "latency_ms": max_latency_ms}
     at_most = {column: bound for column, bound in asked.items() if bound is not None}
@@ -184,9 +193,13 @@ def export(
             row = best_within(found, limits)
         folder = to or found.folder / "exported" / name_of(row)
         ship(found.experiment.trainable, checkpoint_of(found, row), folder)
+        line = convert(found.experiment.trainable, folder)
     except CannotShip as error:
         raise WorkFailed(str(error)) from error
-    Console(soft_wrap=True).print(shipped_table(found, row, limits, folder))
+    console = Console(soft_wrap=True)
+    console.print(shipped_table(found, row, limits, folder))
+    if line:
+        console.print(line)
 
 
 def _bounds(texts: Sequence[str], option: str) -> dict[str, float]:

@@ -143,5 +143,19 @@ def ship(trainable: str, checkpoint: Path, folder: Path) -> None:
         raise CannotShip(f"{checkpoint} could not be exported: {type(error).__name__}: {error}") from error
 
 
+def convert(trainable: str, folder: Path) -> str:
+    """Add what other programs can run to what was shipped into `folder`; says in a line what, if anything.
+
+    Raises:
+        CannotShip: the trainable's `convert` failed; what was shipped stays.
+    """
+    converting = getattr(resolve_trainable(trainable), "convert", None)
+    try:
+        return "" if converting is None else converting(folder)
+    except Exception as error:  # code of the trainable may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise CannotShip(f"{folder} is exported, but not for other programs: {reason}") from error
+
+
 def _kind(row: pd.Series) -> str:
     return "variant" if "variant_id" in row else "trial"

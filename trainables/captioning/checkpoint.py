@@ -74,6 +74,10 @@ class TrialState:
     """How weights will lie in the file that ships, by name."""
     measured: dict[str, float] = field(default_factory=dict)
     """Size, cost and latency, where they have been measured."""
+    quality: dict[str, float] = field(default_factory=dict)
+    """Figures of the last full evaluation."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """For the model card: the trial, the data."""
 
 
 def save_checkpoint(

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainables.captioning import check, checkpoint, collective
-from trainables.captioning.compress import METHODS, find_strength, stored_bytes
+from trainables.captioning import check, checkpoint, children, collective, shipped
+from trainables.captioning.compress import stored_bytes
 from trainables.captioning.compress.arithmetic import fast
-from trainables.captioning.compress.artefact import load_artefact, save_artefact, size_bytes
+from trainables.captioning.compress.artefact import size_bytes
 from trainables.captioning.compress.hold import hold
 from trainables.captioning.compress.measure import COST, measure
 from trainables.captioning.compress.teacher import teacher_outputs
@@ -35,11 +35,11 @@ from trainables.captioning.data.loader import (
 from trainables.captioning.evaluate import caption_quality, held_out_loss
 from trainables.captioning.model.captioner import Captioner
 from trainables.captioning.model.encoders import build_encoder
-from trainables.captioning.settings import Compression, DataSettings, Settings
+from trainables.captioning.settings import DataSettings, Settings
 from trainables.captioning.shrinking import Shrinking
 from trainables.captioning.side_by_side import side_by_side
 from trainables.captioning.train import Trainer
-from trainables.trial import Metrics, SettingsError, Tables, TrialContext
+from trainables.trial import Metrics, Tables, TrialContext
 
 _SIZE = ("size_mb", "compression_ratio")
 _EVALUATION_BATCH = 64
@@ -76,71 +76,12 @@ class Captioning:
             cached_features(prepared, encoder, progress=progress)
         return _data_report(prepared)
 
-    @classmethod
-    def export(cls, checkpoint_folder: Path, folder: Path) -> None:
-        """Turn a checkpoint into what ships, compressed as its settings say; `load_artefact` reads it."""
-        state = checkpoint.load_state(checkpoint_folder)
-        captioner = checkpoint.load_captioner(checkpoint_folder)
-        shrinking = Shrinking(
-            state.settings.compression, captioner, max_epochs=state.epoch, strength=state.strength
-        )
-        save_artefact(
-            shrinking.shipped(captioner, begun=state.strength is not None),
-            checkpoint.load_tokenizer(checkpoint_folder),
-            folder,
-            max_tokens=state.max_caption_tokens,
-            facts={"epoch": state.epoch, **state.measured},
-        )
-
-    @classmethod
-    def variants(
-        cls, checkpoint_folder: Path, methods: Sequence[str], ratios: Sequence[float]
-    ) -> tuple[list[dict[str, Any]], list[str]]:
-        """What can be made of a trained captioner by every one of `methods` at every one of `ratios`.
-
-        Args:
-            checkpoint_folder: of a captioner that is whole.
-            methods: such as `int8` or `prune+int4`, or `none`.
-            ratios: shares of its bytes to remove; number formats and `share` alone remove what they remove.
-
-        Returns:
-            A child's settings for each, and for each that is out of reach a line that says what is not.
-
-        Raises:
-            SettingsError: an unknown method, or a captioner that is compressed already.
-        """
-        _inherited(checkpoint_folder, Compression())
-        captioner = checkpoint.load_captioner(checkpoint_folder)
-        found: list[dict[str, Any]] = []
-        refused: list[str] = []
-        for method in methods:
-            asked = {"compression.parent": str(checkpoint_folder), "compression.method": method}
-            names = check.read_settings(asked).compression.methods
-            tunable = any(METHODS[name].tunable for name in names)
-            for ratio in ratios if tunable else [None]:
-                try:
-                    find_strength(captioner, names, ratio)
-                except SettingsError as error:
-                    refused.append(f"{method}: {error.message}")
-                    continue
-                found.append(asked if ratio is None else asked | {"compression.ratio": ratio})
-        return found, refused
-
-    @classmethod
-    def measure(cls, folder: Path) -> Metrics:
-        """What a captioner costs that was exported into `folder`, on the machine that calls."""
-        artefact = load_artefact(folder)
-        captioner = artefact.captioner
-        return {**measure(captioner, image_size=captioner.image_size, max_tokens=artefact.max_tokens)}  # type: ignore[dict-item]
-
-    @classmethod
-    def caption(cls, folder: Path, images: Sequence[Path]) -> list[str]:
-        """Captions of image files by what `export` wrote into `folder`.
-
-        Raises:
-            ValueError, OSError: an image that cannot be read, or no artefact.
-        """
-        return load_artefact(folder).caption(list(images))
+    # What becomes of a checkpoint, and of what was exported of it.
+    variants = staticmethod(children.variants)
+    export = staticmethod(shipped.export)
+    convert = staticmethod(shipped.convert)
+    measure = staticmethod(shipped.measure_exported)
+    caption = staticmethod(shipped.caption)
 
     @classmethod
     def compare(cls, a: Path, b: Path, data: Mapping[str, Any], *, progress: bool = False) -> Tables:
@@ -161,7 +102,7 @@ class Captioning:
         self.data = _open_data(data_settings, context.cpus)
         self.parent = self.settings.compression.parent
         if self.parent is not None:
-            self.settings = _inherited(self.parent, self.settings.compression, self.data)
+            self.settings = children.inherited(self.parent, self.settings.compression, self.data)
         self.features: Features = None
         if check.caches_features(self.settings):
             self.features = _open_features(data_settings, self.settings.encoder, context.cpus, self.device)
@@ -180,6 +121,7 @@ class Captioning:
         self.epoch = 0
         self.compressed = False
         self.measured: Metrics = {}
+        self.quality: Metrics = {}
 
     def train_epoch(self) -> Metrics:
         """One epoch; before it the captioner is compressed, where its time has come.
@@ -228,13 +170,14 @@ class Captioning:
             metrics = held_out_loss(self.trainer.captioner, eval_batches(self.data, **shard), self.device)
         if not full:
             return metrics
-        shipped = self._shipped()
-        if self.parent is not None or _changes_encoder(shipped):
+        small = self._shipped()
+        if self.parent is not None or _changes_encoder(small):
             shard["features"] = None  # figures of exactly what ships
         with self.trainer.autocast():
             images = eval_images(self.data, **shard)
-            metrics |= caption_quality(shipped, self.data, "val", images, self.settings, self.device)
-        return metrics | self._cost(shipped)
+            metrics |= caption_quality(small, self.data, "val", images, self.settings, self.device)
+        self.quality = metrics
+        return metrics | self._cost(small)
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint; see `checkpoint.py`."""
@@ -248,6 +191,12 @@ class Captioning:
             strength=self.shrinking.strength if self.compressed else None,
             encodings=self.trainer.captioner.encodings,
             measured=self.measured,
+            quality=self.quality,
+            facts={
+                "trial": self.context.trial_id,
+                "torch": torch.__version__,
+                "data": shipped.data_facts(self.data, self.context.data["format"]),
+            },
         )
         checkpoint.save_checkpoint(
             folder,
@@ -266,7 +215,7 @@ class Captioning:
         if _changes_encoder(captioner):
             self.features = None
         self.trainer.load_state_dicts(checkpoint.load_training(folder, self.device))
-        self.epoch, self.measured = state.epoch, state.measured
+        self.epoch, self.measured, self.quality = state.epoch, state.measured, state.quality
 
     def close(self) -> None:
         """Let go of the model and the optimizer; prepared data stays open for the next trial."""
@@ -328,26 +277,6 @@ class Captioning:
             self.measured = collective.agree(cost, COST, self.device)
         self.measured |= size
         return dict(self.measured)
-
-
-def _inherited(parent: Path, compression: Compression, data: CaptionData | None = None) -> Settings:
-    """A child's settings: its parent's, but for the compression.
-
-    Raises:
-        SettingsError: no checkpoint, one that is compressed, or of other data than `data`.
-    """
-    where = ("model", "compression", "parent")
-    try:
-        state = checkpoint.load_state(parent)
-    except ValueError as error:
-        raise SettingsError(where, str(error)) from error
-    if state.settings.compression.methods:
-        method = state.settings.compression.method
-        raise SettingsError(where, f"{parent} is compressed ({method}); name one that is whole")
-    told = state.vocabulary_size, state.image_size
-    if data is not None and told != (data.tokenizer.vocabulary_size, data.images.shape[1]):
-        raise SettingsError(where, f"{parent} was trained on other data: vocabulary or image size differ")
-    return state.settings.model_copy(update={"compression": compression})
 
 
 def _changes_encoder(captioner: Captioner) -> bool:

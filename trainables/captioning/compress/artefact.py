@@ -137,6 +137,17 @@ def load_artefact(folder: Path) -> Artefact:
     """The captioner that `save_artefact` wrote into `folder`, on the CPU; writes the same captions.
 
     Raises:
+        FileNotFoundError, ValueError: see `read_artefact`.
+    """
+    artefact = read_artefact(folder)
+    artefact.captioner = fast(artefact.captioner)
+    return artefact
+
+
+def read_artefact(folder: Path) -> Artefact:
+    """As `load_artefact`, but computing in float32 throughout.
+
+    Raises:
         FileNotFoundError: a file of the artefact is missing.
         ValueError: the files do not belong together, or another version wrote them.
     """
@@ -158,8 +169,9 @@ def load_artefact(folder: Path) -> Artefact:
     except RuntimeError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit {folder / CONFIG}: {error}") from error
     captioner.encodings = encodings
+    captioner.requires_grad_(False)
     tokenizer = CaptionTokenizer.load(folder / TOKENIZER)
-    return Artefact(fast(captioner), tokenizer, max_tokens=config["max_tokens"], facts=config["facts"])
+    return Artefact(captioner, tokenizer, max_tokens=config["max_tokens"], facts=config["facts"])
 
 
 def _weights_file(captioner: Captioner) -> bytes:

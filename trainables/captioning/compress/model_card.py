@@ -43,7 +43,7 @@ class Facts(TypedDict, total=False):
     metrics: Mapping[str, float]
     """Figures on the validation split, by their column's name."""
     cost: Mapping[str, float]
-    """`params`, `macs`, `size_mb`, `latency_ms`."""
+    """Of `measure.Cost`, and `compression_ratio`."""
     hardware: str
     """Processor on which the latency was measured."""
     torch: str
@@ -211,7 +211,15 @@ _COST = {
     "params": "weights",
     "macs": "multiply-accumulates for one image and its longest caption",
     "size_mb": "10^6 bytes of the weights file",
-    "latency_ms": "milliseconds for one image and its longest caption",
+    "inference_memory_mb": "10^6 bytes that are needed at most, weights included",
+    "latency_ms": "milliseconds for one image and its longest caption, median",
+    "latency_p90_ms": "milliseconds that nine in ten such runs stay below",
+    "latency_ratio": "processor time of that by that of a fixed reference network",
+    "latency_ratio_low": "lower end of its 95 % interval",
+    "latency_ratio_high": "upper end",
+    "latency_noisy": "1: other work disturbed the milliseconds",
+    "captions_per_s": "images per second of one core, 32 at a time",
+    "compression_ratio": "share of the uncompressed model's bytes that was removed",
 }
 
 

@@ -1,0 +1,67 @@
+"""Children of a trained captioner: what can be made of it, and what they take over from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trainables.captioning import check, checkpoint
+from trainables.captioning.compress import METHODS, find_strength
+from trainables.captioning.data.cache import CaptionData
+from trainables.captioning.settings import Compression, Settings
+from trainables.trial import SettingsError
+
+
+def variants(
+    checkpoint_folder: Path, methods: Sequence[str], ratios: Sequence[float]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """What can be made of a trained captioner by every one of `methods` at every one of `ratios`.
+
+    Args:
+        checkpoint_folder: of a captioner that is whole.
+        methods: such as `int8` or `prune+int4`, or `none`.
+        ratios: shares of its bytes to remove; number formats and `share` alone remove what they remove.
+
+    Returns:
+        A child's settings for each, and for each that is out of reach a line that says what is not.
+
+    Raises:
+        SettingsError: an unknown method, or a captioner that is compressed already.
+    """
+    inherited(checkpoint_folder, Compression())
+    captioner = checkpoint.load_captioner(checkpoint_folder)
+    found: list[dict[str, Any]] = []
+    refused: list[str] = []
+    for method in methods:
+        asked = {"compression.parent": str(checkpoint_folder), "compression.method": method}
+        names = check.read_settings(asked).compression.methods
+        tunable = any(METHODS[name].tunable for name in names)
+        for ratio in ratios if tunable else [None]:
+            try:
+                find_strength(captioner, names, ratio)
+            except SettingsError as error:
+                refused.append(f"{method}: {error.message}")
+                continue
+            found.append(asked if ratio is None else asked | {"compression.ratio": ratio})
+    return found, refused
+
+
+def inherited(parent: Path, compression: Compression, data: CaptionData | None = None) -> Settings:
+    """A child's settings: its parent's, but for the compression.
+
+    Raises:
+        SettingsError: no checkpoint, one that is compressed, or of other data than `data`.
+    """
+    where = ("model", "compression", "parent")
+    try:
+        state = checkpoint.load_state(parent)
+    except ValueError as error:
+        raise SettingsError(where, str(error)) from error
+    if state.settings.compression.methods:
+        method = state.settings.compression.method
+        raise SettingsError(where, f"{parent} is compressed ({method}); name one that is whole")
+    told = state.vocabulary_size, state.image_size
+    if data is not None and told != (data.tokenizer.vocabulary_size, data.images.shape[1]):
+        raise SettingsError(where, f"{parent} was trained on other data: vocabulary or image size differ")
+    return state.settings.model_copy(update={"compression": compression})
