@@ -18,12 +18,14 @@ LOSSES = {"none": 0.0, "fp16": 0.0, "prune": 0.4, "broken": 0.0, "unmeasurable":
 class Compressible(Curves):
     @classmethod
     def check(cls, data, settings, searched):
-        for name, values in searched.items():
-            for value in values:
-                if name == "compression.method" and value not in SIZES:
-                    raise SettingsError(
-                        ("search_space", name), f"got {value!r}: there are {', '.join(SIZES)}"
-                    )
+        pass
+
+    @classmethod
+    def check_variants(cls, methods, ratios):
+        for method in methods:
+            if method not in SIZES:
+                rule = f"got {method!r}: there are {', '.join(SIZES)}"
+                raise SettingsError(("compression", "methods"), rule)
 
     @classmethod
     def variants(cls, checkpoint, methods, ratios):

@@ -376,3 +376,9 @@ def test_what_ships_has_a_card_and_graphs_for_other_programs(data, parent, tmp_p
     line = Captioning.convert(tmp_path / "shipped")
     assert "encoder.onnx" in line and (tmp_path / "shipped" / "decoder_step.onnx").exists()
     assert "ONNX Runtime" in (tmp_path / "shipped" / "README.md").read_text()
+
+
+def test_methods_that_do_not_exist_are_refused_before_anything_is_trained():
+    Captioning.check_variants(["none", "prune+int8", "distil+int8"], [0.5])
+    with pytest.raises(SettingsError, match="compression.methods: got 'prune.int9': .*did you mean 'int8'"):
+        Captioning.check_variants(["int8", "prune+int9"], [0.5])

@@ -566,7 +566,7 @@ def compressor(runner, monkeypatch, tmp_path):
 
     sys.modules["tuning.runner"].compress = compress
     monkeypatch.setattr("trainables.curves.Curves.variants", None, raising=False)
-    monkeypatch.setattr("trainables.curves.Curves.check", lambda *given: None)
+
     return fake
 
 

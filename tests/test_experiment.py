@@ -534,6 +534,9 @@ def test_children_are_refused_where_the_trainable_cannot_have_them(write):
     assert problem.endswith("got 'children': the trainable 'own_stub:Stub' has no `variants`, use joint")
     import own_stub
 
-    own_stub.Stub.variants = None
+    def check_variants(methods, ratios):
+        raise SettingsError(("compression", "methods"), f"got {methods[0]!r}: there is int8")
+
+    own_stub.Stub.variants, own_stub.Stub.check_variants = None, check_variants
     (problem,) = problems(write(), "compression.search=children", "compression.methods=[int9]")
-    assert problem.endswith("compression.methods: is unknown; try learning_rate"), "its own check is asked"
+    assert problem.endswith("compression.methods: got 'int9': there is int8"), "its own check is asked"

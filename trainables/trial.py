@@ -76,6 +76,8 @@ class Trainable(Protocol):
       lines for a person on what is asked for and cannot be. Each is run as a trial with the hyperparameters
       of the one that saved the checkpoint, and these over them. Its first epoch only compresses; its figures
       have `size_mb` and `macs`, and `compression_ratio` for the table. `none` is the trial as it is.
+    * `check_variants(methods, ratios)` raises `SettingsError` where one of them does not exist, before
+      anything is trained; its path begins with `compression`.
     * `measure(folder) -> Metrics` measures what was exported, on a machine that does nothing else.
     * `compare(a, b, data, *, progress) -> Tables` uses two exported folders on the validation split of the
       experiment's `data` section and tells how they differ, above all what `b` does worse than `a`:

@@ -374,23 +374,18 @@ class Experiment(_Strict):
         Raises:
             ExperimentError: it does not exist or refuses something.
         """
-        searched: dict[str, list[Any]] = {name: domain.examples() for name, domain in self.space.items()}
-        children = self.compression.search == "children"
-        if children:  # a child's configuration is its parent's with these
-            for name, key in (("compression.method", "methods"), ("compression.ratio", "ratios")):
-                searched[name] = [*searched.get(name, []), *getattr(self.compression, key)]
+        searched = {name: domain.examples() for name, domain in self.space.items()}
         try:
             trainable = resolve_trainable(self.trainable)
             if self.search.algorithm == "pbt":
                 refuse_immutable(self.space, getattr(trainable, "mutable", frozenset()), self.trainable)
-            if children and not hasattr(trainable, "variants"):
-                rule = f"got 'children': the trainable {self.trainable!r} has no `variants`, use joint"
-                raise SettingsError(("compression", "search"), rule)
             check = getattr(trainable, "check", None)
             if check is not None:
                 check(self.data, self.model, searched)
+            if self.compression.search == "children":
+                self._check_children(trainable)
         except SettingsError as error:
-            raise ExperimentError([self._source.problem(self._place(error.path), error.message)]) from error
+            raise ExperimentError([self._source.problem(error.path, error.message)]) from error
 
     def plan_resources(self, cluster_resources: Mapping[str, float]) -> GangPlan:
         """The gangs that run this experiment on a cluster that has `cluster_resources` (Ray's names).
@@ -403,12 +398,13 @@ class Experiment(_Strict):
         except SettingsError as error:
             raise ExperimentError([self._source.problem(error.path, error.message)]) from error
 
-    def _place(self, path: tuple[str, ...]) -> tuple[str, ...]:
-        """Where a searched name stands that is not in the search space: in the section `compression`."""
-        keys = {"compression.method": "methods", "compression.ratio": "ratios"}
-        if path[0] == "search_space" and path[-1] in keys and path[-1] not in self.search_space:
-            return ("compression", keys[path[-1]])
-        return path
+    def _check_children(self, trainable: Any) -> None:
+        if not hasattr(trainable, "variants"):
+            rule = f"got 'children': the trainable {self.trainable!r} has no `variants`, use joint"
+            raise SettingsError(("compression", "search"), rule)
+        check = getattr(trainable, "check_variants", None)
+        if check is not None:
+            check(list(self.compression.methods), list(self.compression.ratios))
 
     @classmethod
     def _build(cls, tree: Mapping[str, Any], source: Source) -> Experiment:

@@ -56,7 +56,7 @@ def plan_table(experiment: Experiment, plan: GangPlan, machine: Mapping[str, flo
     if compression.search == "children":
         ways = f"{', '.join(compression.methods)}, ratios {', '.join(map(number, compression.ratios))}"
         tuned = f"the front fine-tuned for {count(compression.epochs, 'epoch')}"
-        parents = f"the best {count(compression.parents, 'trial')}"
+        parents = f"the best {compression.parents} trials" if compression.parents > 1 else "the best trial"
         table.add_row("afterwards", f"{parents} compressed: {ways}; {tuned}")
     return table
 

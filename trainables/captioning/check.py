@@ -86,6 +86,20 @@ def read_settings(config: Mapping[str, Any], section: tuple[str, ...] = ("model"
     return settings
 
 
+def check_variants(methods: Sequence[str], ratios: Sequence[float]) -> None:
+    """Refuse `methods` to compress that do not exist; any of `ratios` may be.
+
+    Raises:
+        SettingsError: names `compression.methods`, the method, the nearest valid one.
+    """
+    for method in methods:
+        try:
+            Compression.model_validate({"method": method})
+        except ValidationError as error:
+            rule = error.errors()[0]["ctx"]["error"]
+            raise SettingsError(("compression", "methods"), f"got {method!r}: {rule}") from error
+
+
 def caches_features(settings: Settings) -> bool:
     """Whether the encoder's features are computed once, for all trials: nothing in a trial changes them."""
     return settings.encoder != "cnn" and not settings.encoder_trainable

@@ -77,6 +77,7 @@ class Captioning:
         return _data_report(prepared)
 
     # What becomes of a checkpoint, and of what was exported of it.
+    check_variants = staticmethod(check.check_variants)
     variants = staticmethod(children.variants)
     export = staticmethod(shipped.export)
     convert = staticmethod(shipped.convert)
