@@ -178,6 +178,17 @@ def test_the_table_says_parent_way_figures_and_checkpoint(tmp_path):
     assert "compression_ratio" not in frame and not [name for name in frame if name.startswith("config/")]
 
 
+def test_a_variant_that_fine_tuning_made_worse_stays_as_it_was(tmp_path):
+    experiment, found = compressed(tmp_path, parents=1, methods=["fp16"])
+    inner = inner_experiment(experiment, points(found, experiment)[0])
+    costs = {"size_mb": 5.0, "macs": 5.0}
+    tuned = {"score": 0.6, "train_loss": 0.1, **costs}
+    children = record(inner, [(inner.search.start[0], [{"score": 0.7, **costs}, {}, {}, tuned], "completed")])
+    (row,) = Variants(children).table().to_dict("records")
+    assert (row["score"], row["fine_tune_epochs"]) == (0.7, 0)
+    assert row["checkpoint"] == "variants/checkpoints/00000/0001"
+
+
 def test_what_was_measured_stays_until_the_checkpoint_is_another(tmp_path):
     found, children = table_of(tmp_path)
     variants = Variants(children)

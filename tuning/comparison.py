@@ -64,7 +64,9 @@ class Comparison:
 
 
 def _figure_count(row: Row) -> int:
-    return sum(_is_number(row[name]) for name in row.keys() - EPOCH_STRUCTURE - COST_NAMES)
+    """How many figures an evaluation has brought; an epoch that only compresses has none of training."""
+    evaluated = row.keys() - EPOCH_STRUCTURE - COST_NAMES - {"train_loss"}
+    return sum(_is_number(row[name]) for name in evaluated)
 
 
 def _is_number(value: Any) -> bool:
