@@ -58,6 +58,11 @@ class Captioning:
         check.check_experiment(data, settings, searched)
 
     @classmethod
+    def check_variants(cls, methods: Sequence[str], ratios: Sequence[float]) -> None:
+        """Refuse ways to compress that cannot be; see `check.check_variants`."""
+        check.check_variants(methods, ratios)
+
+    @classmethod
     def prepare(
         cls, data: Mapping[str, Any], settings: Mapping[str, Any], *, progress: bool = False
     ) -> list[str]:
@@ -77,7 +82,6 @@ class Captioning:
         return _data_report(prepared)
 
     # What becomes of a checkpoint, and of what was exported of it.
-    check_variants = staticmethod(check.check_variants)
     variants = staticmethod(children.variants)
     export = staticmethod(shipped.export)
     convert = staticmethod(shipped.convert)
