@@ -2,13 +2,13 @@
 
 For each seed one captioner is trained whole, and of it every child is made that a method and a ratio name:
 judged at once, then after three epochs of fine-tuning, as `captune compress` does it. `none` is the captioner
-as it is, trained as many epochs longer: what the others' fine-tuned figures are set against. Number formats alone
-remove what they remove. Sizes are of the file that ships; times are CPU times on one thread relative to
-`compress/reference.py`, so that work beside them hardly counts, but does widen their intervals.
+as it is, trained as many epochs longer: what the others' fine-tuned figures are set against. Number formats
+alone remove what they remove. Sizes are of the file that ships; times are CPU times on one thread relative to
+`compress/reference.py`: work beside them hardly moves them, but widens their intervals.
 
-A method is *smaller* where its file is, and *faster* where a caption takes less than .95 of the parent's time and
-their 95 % intervals do not touch; both in every seed and at every ratio, else it is not. The last line is the best
-mean CIDEr at the largest ratio over that of `none`, all fine-tuned: what the smallest captioners keep.
+A method is *smaller* where its file is, and *faster* where a caption takes less than .95 of the parent's time
+and their 95 % intervals do not touch; both in every seed and at every ratio, else it is not. The last line is
+the best mean CIDEr at the largest ratio over that of `none`, all fine-tuned: what the smallest keep.
 
 From the environment: COMPRESSION_SEEDS (3), COMPRESSION_IMAGES (400), COMPRESSION_EPOCHS (9).
 """

@@ -1,15 +1,18 @@
-"""Worker-seconds to the same front of CIDEr and size: forking a trained captioner, against training each anew.
+"""Worker-seconds to the same front of CIDEr and size: forking a trained captioner, or training each anew.
 
 *Forking* trains one captioner whole, makes every child of it, judges them all after the epoch that only
-compresses, and fine-tunes those that no other beats, the best first (`tuning/front_scheduler.py`). The *joint*
-search trains every point anew for as many epochs as the parent, compressed at half of them, in a random order.
-Both have the same methods and ratios; distilling is left out, for without a parent there is nothing to distil.
-The front's hypervolume is that of CIDEr and of the share of the whole captioner's bytes that is saved: from
-the reference point of no CIDEr at the whole size. The target is a share of what the joint search ends with.
+compresses, and fine-tunes those that no other beats, the best first (`tuning/front_scheduler.py`). The
+*joint* search trains every point anew for as many epochs as the parent, compressed at half of them, in a
+random order. Both have the same methods and ratios; distilling is left out, for without a parent there is
+nothing to distil. The front's hypervolume is that of CIDEr and of the share of the whole captioner's bytes
+that is saved: from the reference point of no CIDEr at the whole size. The target is a share of what the joint
+search ends with.
 
 Worker-seconds are the processor time of training, compressing and full evaluations. What a captioner costs
-beyond its bytes is not measured: it would take each side the same time per point. One process and thread, no Ray,
-drawn scenes. From the environment: FORKING_SEEDS (2), FORKING_IMAGES (400), FORKING_EPOCHS (9).
+beyond its bytes is not measured: it would take each side about the same time per point. One process and
+thread, no Ray, drawn scenes.
+
+From the environment: FORKING_SEEDS (2), FORKING_IMAGES (400), FORKING_EPOCHS (9).
 """
 
 from __future__ import annotations
@@ -19,9 +22,9 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.trained.forks import Course, name, shapes
 from benchmarks.trained.problems import Captioner
@@ -42,6 +45,7 @@ Losses = tuple[float, float]
 """Minus CIDEr, and size_mb."""
 Found = Iterator[tuple[str, Losses]]
 """Every captioner that a search has evaluated, by name, as it comes."""
+T = TypeVar("T")
 Curve = list[tuple[float, float]]
 """Worker-seconds spent, and the hypervolume so far."""
 
@@ -59,8 +63,7 @@ def main() -> None:
         for seed in range(seeds):
             ratios.append(contest(course, seed, Path(kept) / f"parent{seed}"))
     print(f"\ntook {(time.monotonic() - began) / 60:.1f} minutes")
-    # A target that was never reached makes the mean infinite: no ratio is shown without it.
-    print(f"forking ratio={sum(ratios) / len(ratios):.3f}")
+    print(f"forking ratio={sum(ratios) / len(ratios):.3f}")  # inf where a seed never reached its target
 
 
 def contest(course: Course, seed: int, folder: Path) -> float:
@@ -106,10 +109,9 @@ def forking(course: Course, seed: int, parent: Captioning, points: Sequence[Mapp
             yield name(points[index]), losses(course.fine_tuned(children[index]))
 
 
-def joint(course: Course, seed: int, points: Iterable[Mapping[str, Any]]) -> Found:
+def joint(course: Course, seed: int, points: Sequence[Mapping[str, Any]]) -> Found:
     """Every point trained anew."""
-    order = random.Random(seed).sample(list(points), len(list(points)))
-    for point in order:
+    for point in random.Random(seed).sample(points, len(points)):
         settings = {key: value for key, value in point.items() if key != "compression.parent"}
         settings["compression.warmup_epochs"] = course.epochs // 2
         yield name(point), losses(course.anew(seed, settings).evaluate(full=True))
@@ -117,17 +119,18 @@ def joint(course: Course, seed: int, points: Iterable[Mapping[str, Any]]) -> Fou
 
 def measured(search: Found, whole_mb: float, spent: float) -> tuple[list[tuple[str, Losses]], Curve]:
     """What a search found, and its hypervolume over worker-seconds, `spent` of which were before."""
-    found, curve = list[tuple[str, Losses]](), [(spent, 0.0)]
+    found, curve = list[tuple[str, Losses]](), Curve()
     while True:
         one, seconds = timed(lambda: next(search, None))
         if one is None:
             return found, curve
+        spent += seconds
         found.append(one)
         scaled = [(cider, size / whole_mb) for _, (cider, size) in found]
-        curve.append((curve[-1][0] + seconds, hypervolume(scaled, (0.0, 1.0))))
+        curve.append((spent, hypervolume(scaled, (0.0, 1.0))))
 
 
-def timed[T](work: Callable[[], T]) -> tuple[T, float]:
+def timed(work: Callable[[], T]) -> tuple[T, float]:
     """What `work` returns, and the processor time it took."""
     began = time.process_time()
     result = work()
