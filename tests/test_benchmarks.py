@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import cache, caption_metrics, real_search, search
+from benchmarks import cache, caption_metrics, compression, forking, real_search, search
 from benchmarks.simulated.driving import Report
 from benchmarks.simulated.figures import POINTS, at_shares, half_width, hypervolumes, regrets, share_of_epochs
 from benchmarks.simulated.problem import Problem
@@ -33,6 +33,8 @@ def test_every_benchmark_is_known_by_name():
     assert benchmarks.names() == [
         "cache",
         "caption_metrics",
+        "compression",
+        "forking",
         "gang_overhead",
         "inference",
         "many_trials",
@@ -81,6 +83,72 @@ def test_inference(monkeypatch, capsys):
     assert ratio("inference", output) > 0
     assert re.search(r"^gru_attention +32 +50 +\d+\.\d ms( +\d+\.\d\d){3}$", output, re.M)
     assert re.search(r"^cnn +16 +\d+\.\d ms +\d+\.\d\d$", output, re.M)
+
+
+@pytest.fixture
+def tiny_forks(monkeypatch):
+    """One seed, two epochs on thirty scenes."""
+    for name in ("COMPRESSION", "FORKING"):
+        for key, value in (("SEEDS", "1"), ("IMAGES", "30"), ("EPOCHS", "2")):
+            monkeypatch.setenv(f"{name}_{key}", value)
+
+
+@pytest.mark.slow  # trains
+@pytest.mark.timeout(120)
+def test_compression(tiny_forks, monkeypatch, capsys):
+    monkeypatch.setattr(compression, "FINE_TUNE_EPOCHS", 1)
+    monkeypatch.setattr(compression, "CONTEST", ((("none", "int8"), (0.5,)), (("prune+int8",), (0.9,))))
+    monkeypatch.setattr(compression, "kept_cider", lambda outcomes: float(len(outcomes)))  # CIDEr may be 0
+    compression.main()
+    output = capsys.readouterr().out
+    assert ratio("compression", output) == 3
+    assert re.search(r"^none +0\.00 ", output, re.M)
+    assert re.search(r"^prune\+int8 \.9 +0\.[89]\d ", output, re.M)
+    assert re.search(r"^none +neither smaller", output, re.M)
+    assert re.search(r"^prune\+int8 +smaller", output, re.M)
+
+
+def outcome(method, cider, latency=(0.9, 0.88, 0.92)):
+    """A child at .9 of a parent whose figures are all 1."""
+    names = ("latency_ratio", "latency_ratio_low", "latency_ratio_high")
+    parent = {"cider": 1.0, "size_mb": 1.0} | dict(zip(names, (1.0, 0.94, 1.06), strict=True))
+    figures = {"cider": cider, "size_mb": 0.1} | dict(zip(names, latency, strict=True))
+    label = method if method == "none" else f"{method} .9"
+    return compression.Outcome(label, method, parent, parent, figures)
+
+
+def test_a_child_is_faster_only_where_intervals_do_not_touch():
+    assert outcome("prune", 0.5).faster
+    assert not outcome("prune", 0.5, (0.9, 0.85, 0.95)).faster
+    assert not outcome("prune", 0.5, (0.96, 0.9, 0.93)).faster
+
+
+def test_what_the_smallest_keep_is_of_the_best_method_by_its_mean():
+    ciders = {"none": (0.8, 1.2), "prune+int8": (0.9, 0.1), "low_rank+int8": (0.6, 0.8), "int8": (2, 2)}
+    outcomes = [outcome(method, cider) for method, pair in ciders.items() for cider in pair]
+    assert compression.kept_cider(outcomes) == pytest.approx(0.7)
+
+
+@pytest.mark.slow  # trains
+@pytest.mark.timeout(120)
+def test_forking(tiny_forks, monkeypatch, capsys):
+    monkeypatch.setattr(forking, "FINE_TUNE_EPOCHS", 1)
+    monkeypatch.setattr(forking, "METHODS", ((("int8",), (0.5,)), (("prune_units",), (0.5,))))
+    forking.main()
+    output = capsys.readouterr().out
+    assert re.fullmatch(r"forking ratio=(\d+\.\d+|inf)", output.splitlines()[-1])
+    assert re.search(r"^seed 0, joint: \d+ worker-seconds", output, re.M)
+    assert "int8, untrained" in output
+
+
+def test_seconds_to_a_target_are_those_when_the_front_reached_it():
+    search = iter([("a", (-0.5, 2.0)), ("b", (-0.4, 3.0)), ("c", (-0.5, 1.0))])
+    found, curve = forking.measured(search, whole_mb=4.0, spent=10.0)
+    assert [name for name, _ in found] == ["a", "b", "c"]
+    assert [reached for _, reached in curve] == pytest.approx([0.25, 0.25, 0.375])
+    assert forking.seconds_to(curve, 0.2) >= 10.0
+    assert forking.seconds_to(curve, 0.3) == curve[2][0]
+    assert forking.seconds_to(curve, 0.5) == math.inf
 
 
 @pytest.mark.slow
