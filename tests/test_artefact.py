@@ -123,7 +123,7 @@ def test_a_pretrained_encoder_ships_with_its_weights(tokenizer, tmp_path, method
     settings = Settings(
         encoder="efficientnet_lite0", encoder_trainable=False, decoder="gru", decoder_width=16
     )
-    captioner = shipped(Captioner(settings, tokenizer.vocabulary_size, 64), method, 0.88)
+    captioner = shipped(Captioner(settings, tokenizer.vocabulary_size, 64), method, 0.85)
     save_artefact(captioner, tokenizer, tmp_path, max_tokens=5)
     loaded = load_artefact(tmp_path).captioner
     assert loaded.encoder.fingerprint == captioner.encoder.fingerprint

@@ -328,6 +328,7 @@ def test_rank_goes_where_the_energy_is():
 def test_a_frozen_encoder_stays_whole():
     captioner = make()
     captioner.encoder.frozen = True
+    assert not any(name.startswith("encoder.") for name in prune(captioner, 0.5).encodings)
     assert not any(isinstance(m, LowRank) for m in low_rank(captioner, 0.9).encoder.modules())
     assert any(isinstance(m, LowRank) for m in low_rank(make(), 0.9).encoder.modules())
 

@@ -4,9 +4,8 @@ Two courses. *Joint*: it is trained whole for `compression.warmup_epochs`, then 
 the epochs that are left. *Child* (`compression.parent`): the first epoch only compresses a trained parent, so
 that it can be judged without any training; the epochs that follow fine-tune.
 
-Unstructured pruning comes gradually over the first two thirds of the fine-tuning (Zhu & Gupta 2018), unless
-the encoder is frozen: its features would have to be computed again each time. Which methods there are, and
-what they do, is said by `compress`; training is the trial's business.
+Unstructured pruning comes gradually over the first two thirds of the fine-tuning (Zhu & Gupta 2018). Which
+methods there are, and what they do, is said by `compress`; training is the trial's business.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class Shrinking:
         self.child = compression.parent is not None
         self._begin = 0 if self.child else compression.warmup_epochs
         self._max_epochs = max_epochs
-        self._gradual = "prune" in self.methods and not captioner.encoder.frozen
+        self._gradual = "prune" in self.methods
         if strength is None:
             strength = find_strength(captioner, self.methods, compression.ratio)
         self.strength = strength
