@@ -14,7 +14,8 @@ from trainables.trial import TrialContext
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 SMALL = {
-    "encoder_width": 16, "decoder_width": 48, "batch_size": 24, "learning_rate": 1e-3, "dropout": 0, "beam_width": 2,
+    "encoder_width": 16, "decoder_width": 48, "batch_size": 24, "learning_rate": 1e-3, "dropout": 0,
+    "beam_width": 2,
 }  # fmt: skip
 FROZEN = {"encoder": "efficientnet_lite0", "encoder_trainable": False}
 EPOCHS = 3
