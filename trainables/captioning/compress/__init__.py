@@ -86,7 +86,7 @@ def find_strength(captioner: Captioner, methods: Sequence[str], ratio: float | N
         low, high = (middle, high) if removed(middle) < ratio else (low, middle)
     strength = min((low, high), key=lambda each: abs(removed(each) - ratio))
     if abs(removed(strength) - ratio) > TOLERANCE:
-        least, most = removed(0.0), removed(1.0)
+        least, most = min(removed(0.0), removed(1e-9)), removed(1.0)  # the first zeros cost a bitmap
         raise SettingsError(
             ("model", "compression", "ratio"),
             f"{ratio:g}: {'+'.join(methods)} removes between {least:.3f} and {most:.3f} of this captioner's "
