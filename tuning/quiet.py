@@ -45,8 +45,8 @@ def measure_all(variants: Variants, folder: Path, trainable: str, say: Callable[
         try:
             costs = ray.get(waiting)
         except ray.exceptions.RayError as error:  # the trainable's own code: the others go on
-            reason = f"{name}: {str(error).strip().rpartition(chr(10))[2]}"
-            failures.append(reason)
+            reason = str(error).strip().splitlines()[-1]
+            failures.append(f"{name}: {reason}")
             variants.failed(name, traceback.format_exc())
             say(f"not {what}: {reason}")
             continue
