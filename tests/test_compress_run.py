@@ -13,7 +13,7 @@ from tuning.results import check_tables
 from tuning.runner import ExportFailed, compress
 from tuning.storage import UnreadableResults
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def experiment(tmp_path, **compression):
@@ -71,7 +71,7 @@ def test_the_best_trial_is_compressed_measured_and_later_extended(cluster, tmp_p
 EXPERIMENT_FILE = """
 name: small
 trainable: compressible:Compressible
-model: {log: measured.log, seconds_per_epoch: 0.3, seconds: 1.0}
+model: {log: measured.log, seconds_per_epoch: 0.3, seconds: 3.0}
 search_space: {learning_rate: {float: [1e-4, 1e-1], log: true}}
 objectives: [{metric: score, mode: max}]
 scheduler: {algorithm: none, max_epochs: 2}
@@ -81,7 +81,7 @@ compression: {search: children, methods: [none, fp16, prune], ratios: [0.5, 0.75
 """
 
 
-def started(folder, words, until, timeout_s=300):
+def started(folder, words, until, timeout_s=600):
     """A `captune` that has come so far that `until()` is true."""
     command = [Path(sys.executable).with_name("captune"), *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -117,7 +117,7 @@ def test_killed_while_children_are_trained_and_interrupted_while_they_are_measur
         until=lambda: log.exists() and "v00001" in log.read_text(),
     )
     interrupted.send_signal(signal.SIGINT)
-    said, _ = interrupted.communicate(timeout=120)
+    said, _ = interrupted.communicate(timeout=300)
     assert interrupted.returncode == 130, said
     assert "captune run small.yaml --resume" in said
     measured = load(folder).variants["measured_at"].notna()
