@@ -10,6 +10,7 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -445,6 +446,8 @@ def list_command(storage: str) -> None:
 
 for command in (pareto, compare, export):
     main.add_command(command)
+for found_command in entry_points(group="captune.commands"):  # of jobs: this package never imports cluster
+    main.add_command(found_command.load())
 
 
 @contextlib.contextmanager
@@ -611,3 +614,7 @@ def _print_best(found: Results) -> None:
         Console(width=WIDE).print(frame_table(schedule.drop(columns="seed")), soft_wrap=True)
     for line in in_full(found.fidelity()):
         click.echo(line)
+
+
+if __name__ == "__main__":
+    main()

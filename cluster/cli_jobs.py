@@ -1,0 +1,160 @@
+"""The commands that run experiments as jobs of a Ray cluster: submit, status, logs, stop.
+
+`tuning.cli` finds them by the entry points `captune.commands`. Only click is imported at the top, as there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from tuning.cli_parts import UserMistake, WorkFailed
+
+if TYPE_CHECKING:
+    from cluster.jobs import JobServer
+
+_job = click.argument("job")
+
+
+def _is_url(context: click.Context, parameter: click.Parameter, address: str) -> str:
+    if not address.startswith(("http://", "https://")):
+        raise click.BadParameter(f"must be the dashboard's, as in http://HEAD:8265, but got {address!r}")
+    return address
+
+
+_address = click.option(
+    "--address",
+    required=True,
+    envvar="RAY_API_SERVER_ADDRESS",
+    show_envvar=True,
+    callback=_is_url,
+    metavar="URL",
+    help="The dashboard of the cluster's head node, as in http://HEAD:8265.",
+)
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@_address
+@click.option("--follow", is_flag=True, help="Show what the job prints, to its end; end as it does.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run; finished trials are kept.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Put a value over the file's; repeatable."
+)
+@click.option(
+    "--storage", metavar="DIR", help="Folder for the results that every machine of the cluster sees."
+)
+@click.option(
+    "--python", default="python", show_default=True, metavar="PATH", help="The head node's interpreter."
+)
+def submit(
+    file: str,
+    address: str,
+    follow: bool,
+    resume: bool,
+    overrides: tuple[str, ...],
+    storage: str | None,
+    python: str,
+) -> None:
+    """Run the experiment in FILE as a job of a Ray cluster, and print the job's id.
+
+    FILE and this version of the code are sent along; what they require must be installed there. Places in
+    FILE (`storage`, `data.path`) must be folders that every machine of the cluster sees.
+
+    \b
+    Examples:
+      captune submit photos.yaml --address http://head:8265 --storage /shared/results
+      captune submit photos.yaml --address http://head:8265 --resume --follow
+    """
+    from cluster.jobs import load_for_cluster
+
+    options = [word for override in overrides for word in ("--set", override)]
+    options += ["--storage", storage] if storage else []
+    options += ["--resume"] if resume else []
+    experiment = load_for_cluster(file, [*overrides, f"storage={storage}"] if storage else overrides)
+    with _talking_to(address) as server:
+        job = server.submit(experiment, file, options=options, python=python)
+        click.echo(job)
+        if follow:
+            _follow(server, job)
+
+
+@click.command()
+@_job
+@_address
+def status(job: str, address: str) -> None:
+    """Show how JOB stands, and what it is about.
+
+    \b
+    Example:
+      captune status raysubmit_4LamXRuQpYdSMg7J --address http://head:8265
+    """
+    with _talking_to(address) as server:
+        found = server.details(job)
+    lines = {"status": found.status.value, "message": found.message, **(found.metadata or {})}
+    for name, milliseconds in (("started", found.start_time), ("ended", found.end_time)):
+        if milliseconds:
+            lines[name] = f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    for name, value in lines.items():
+        click.echo(f"{name:<10}  {value}")
+
+
+@click.command()
+@_job
+@click.option("-f", "--follow", is_flag=True, help="Go on to the job's end; end as it does.")
+@_address
+def logs(job: str, follow: bool, address: str) -> None:
+    """Show what JOB printed.
+
+    \b
+    Example:
+      captune logs raysubmit_4LamXRuQpYdSMg7J -f --address http://head:8265
+    """
+    with _talking_to(address) as server:
+        if follow:
+            _follow(server, job)
+        else:
+            click.echo(server.log(job), nl=False)
+
+
+@click.command()
+@_job
+@_address
+def stop(job: str, address: str) -> None:
+    """End JOB in good order, as Ctrl-C ends a run; submit --resume goes on from there.
+
+    \b
+    Example:
+      captune stop raysubmit_4LamXRuQpYdSMg7J --address http://head:8265
+    """
+    with _talking_to(address) as server:
+        stopping = server.stop(job)
+        state = server.details(job).status.value
+    click.echo(f"{job} is being stopped" if stopping else f"{job} had ended: {state}")
+
+
+@contextlib.contextmanager
+def _talking_to(address: str) -> Iterator[JobServer]:
+    """The job server at `address`; its refusals become messages and exit codes."""
+    from cluster.jobs import JobServer, UnknownJob
+
+    try:
+        yield JobServer(address)
+    except UnknownJob as error:
+        raise UserMistake(str(error)) from error
+    except (ConnectionError, RuntimeError) as error:
+        raise WorkFailed(str(error)) from error
+
+
+def _follow(server: JobServer, job: str) -> None:
+    try:
+        ended = server.follow(job, lambda text: click.echo(text, nl=False))
+    except KeyboardInterrupt:
+        click.echo(f"{job} goes on; captune stop {job} --address {server.address} ends it", err=True)
+        click.get_current_context().exit(130)
+    if ended.status.value != "SUCCEEDED":
+        raise WorkFailed(f"{job}: {ended.status.value}: {ended.message}")

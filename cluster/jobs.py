@@ -1,0 +1,219 @@
+"""Experiments as jobs of a Ray cluster: what is sent to its head node, and how a job is asked after.
+
+Ray's job server runs a command on the head node, in a folder that was sent along and that every worker of the
+job gets, too. The command is `captune run`; it joins its own cluster by the `RAY_ADDRESS` that Ray sets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import getpass
+import importlib.util
+import logging
+import os
+import shlex
+import shutil
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainables.trial import SHIPPED
+from tuning.experiment import Experiment, ExperimentError
+from tuning.experiment_file import read_experiment_file
+
+if TYPE_CHECKING:
+    from ray.dashboard.modules.job.pydantic_models import JobDetails
+
+#: Packages of this project; every job runs the code of who submits it.
+CODE = ("tuning", "trainables", "search_spaces", "cluster")
+#: Seconds between SIGTERM and SIGKILL. Ray's 3 are too few to end trials and write the tables.
+STOP_WAIT_S = 60
+
+
+class UnknownJob(LookupError):
+    """The job server knows no job of that name."""
+
+
+class TokenRefused(PermissionError):
+    """The cluster wants another token than the one it was given, or one at all."""
+
+
+def load_for_cluster(file: str, overrides: Sequence[str] = ()) -> Experiment:
+    """The validated experiment in `file`; refuses places that only the submitting machine knows.
+
+    Raises:
+        ExperimentError: all that `Experiment.load` refuses; a relative `storage` or `data.path`.
+    """
+    experiment = Experiment.load(file, overrides)
+    tree, source = read_experiment_file(Path(file), overrides)
+    data = tree.get("data")
+    written = {
+        ("storage",): experiment.storage,
+        ("data", "path"): data.get("path") if isinstance(data, dict) else None,
+    }
+    problems = [
+        source.problem(key, f"got {place!r}: must start with / where a cluster runs the experiment: {remedy}")
+        for key, place in written.items()
+        if isinstance(place, str) and not Path(place).is_absolute()
+        for remedy in ["name a folder that every machine of the cluster sees under the same path"]
+    ]
+    if problems:
+        raise ExperimentError(problems)
+    return experiment
+
+
+def pack(file: str, trainable: str, folder: Path) -> None:
+    """Put into `folder` what a job needs: the experiment file, this project's code, a trainable of one's own.
+
+    The trainable's module goes with the modules beside it, its package as a whole, but only files of Python;
+    what is installed is expected on the cluster, as are all requirements.
+    """
+    shutil.copy(file, folder)
+    for name in CODE:
+        _copy_code(_location(name), folder / name)
+    # Entry points are how `tuning` finds `cluster`: the cluster need not have this project installed.
+    ours = distribution("captune")
+    metadata = folder / f"captune-{ours.version}.dist-info"
+    metadata.mkdir()
+    for name in ("METADATA", "entry_points.txt"):
+        (metadata / name).write_text(ours.read_text(name) or "", encoding="utf-8")
+    own = trainable.partition(":")[0].partition(".")[0]
+    if trainable in SHIPPED or own in CODE:
+        return
+    location = _location(own)
+    if Path(sysconfig.get_path("purelib")) in location.parents:
+        return
+    if location.is_dir():
+        _copy_code(location, folder / own)
+    else:
+        for module in location.parent.glob("*.py"):
+            shutil.copy(module, folder)
+
+
+def _location(name: str) -> Path:
+    """Where a top-level package (a folder) or module (a file) is imported from."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None, name
+    found = next(iter(spec.submodule_search_locations or []), spec.origin)
+    assert found is not None, name
+    return Path(found)
+
+
+def _copy_code(package: Path, target: Path) -> None:
+    def no_code(parent: str, names: list[str]) -> list[str]:
+        return [
+            name
+            for name in names
+            if name == "__pycache__" or name[0] == "." or not (name.endswith(".py") or Path(parent, name).is_dir())
+        ]
+
+    shutil.copytree(package, target, ignore=no_code)
+
+
+class JobServer:
+    """The job server of a Ray cluster, part of its dashboard.
+
+    The token is found as Ray finds it: `RAY_AUTH_TOKEN`, `RAY_AUTH_TOKEN_PATH`, then `~/.ray/auth_token`;
+    `RAY_AUTH_MODE=disabled` sends none.
+
+    Raises (from everything here):
+        TokenRefused: no token, or the wrong one.
+        ConnectionError: nothing answers, or no job server does.
+        RuntimeError: the server answers with an error of its own.
+    """
+
+    def __init__(self, address: str):
+        from ray._private.authentication.authentication_token_setup import (
+            maybe_enable_token_auth_if_token_available,
+        )
+        from ray.job_submission import JobSubmissionClient
+
+        self.address = address
+        os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray lets it win over its argument
+        logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
+        with self._asking():
+            maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+            self._client = JobSubmissionClient(address)
+
+    def submit(self, experiment: Experiment, file: str, *, options: Sequence[str], python: str) -> str:
+        """Send `file` and the code, and have the head node run them; returns the job's id.
+
+        Args:
+            experiment: what `file` and `options` say; it becomes the job's metadata.
+            options: of `captune run`.
+            python: the interpreter on the head node, a path or a name on its PATH.
+        """
+        command = [python, "-m", "tuning.cli", "run", Path(file).name, *options]
+        objectives = ", ".join(f"{each.metric} {each.mode}" for each in experiment.objectives)
+        with tempfile.TemporaryDirectory() as folder, self._asking():
+            pack(file, experiment.trainable, Path(folder))
+            return self._client.submit_job(
+                entrypoint=shlex.join(command),
+                runtime_env={
+                    "working_dir": folder,
+                    "env_vars": {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+                },
+                metadata={
+                    "experiment": experiment.name,
+                    "owner": getpass.getuser(),
+                    "objectives": objectives,
+                    "storage": experiment.storage,
+                },
+            )
+
+    def details(self, job: str) -> JobDetails:
+        """Ray's record of a job: `status`, `message`, `metadata`, times in ms.
+
+        Raises:
+            UnknownJob: there is none of that name.
+        """
+        with self._asking(job):
+            return self._client.get_job_info(job)
+
+    def log(self, job: str) -> str:
+        """What the job printed so far. Raises as `details` does."""
+        with self._asking(job):
+            return self._client.get_job_logs(job)
+
+    def follow(self, job: str, say: Callable[[str], None]) -> JobDetails:
+        """Tell `say` what the job prints, from its beginning to its end. Raises as `details` does."""
+
+        async def tail() -> None:
+            async for text in self._client.tail_job_logs(job):
+                say(text)
+
+        self.details(job)
+        with self._asking(job):
+            asyncio.run(tail())
+        return self.details(job)
+
+    def stop(self, job: str) -> bool:
+        """Ask a job to end in good order, as Ctrl-C does; False where it had ended. Raises as `details`."""
+        with self._asking(job):
+            return self._client.stop_job(job)
+
+    @contextlib.contextmanager
+    def _asking(self, job: str = "") -> Iterator[None]:
+        """Turn what Ray raises into what a user can act on."""
+        from ray.exceptions import AuthenticationError
+
+        try:
+            yield
+        except AuthenticationError as error:
+            raise TokenRefused(
+                f"{self.address} refused the token: put the cluster's into ~/.ray/auth_token or name its file "
+                "in RAY_AUTH_TOKEN_PATH"
+            ) from error
+        except OSError as error:
+            raise ConnectionError(
+                f"no Ray job server answers at {self.address}: name the head node and the port of its "
+                "dashboard, as in http://HEAD:8265"
+            ) from error
+        except RuntimeError as error:
+            if job and "status code 404" in str(error):
+                raise UnknownJob(f"no job {job!r} at {self.address}") from error
+            raise
