@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 
 #: Packages of this project; every job runs the code of who submits it.
 CODE = ("tuning", "trainables", "search_spaces", "cluster")
+#: What tells, in passing, of uploads and connections.
+_CHATTY = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 #: Seconds between SIGTERM and SIGKILL. Ray's 3 are too few to end trials and write the tables.
 STOP_WAIT_S = 60
 
@@ -46,24 +52,23 @@ def load_for_cluster(file: str, overrides: Sequence[str] = ()) -> Experiment:
     """The validated experiment in `file`; refuses places that only the submitting machine knows.
 
     Raises:
-        ExperimentError: all that `Experiment.load` refuses; a relative `storage` or `data.path`.
+        ExperimentError: a relative `storage` or `data.path`; all that `Experiment.load` refuses.
     """
-    experiment = Experiment.load(file, overrides)
     tree, source = read_experiment_file(Path(file), overrides)
     data = tree.get("data")
     written = {
-        ("storage",): experiment.storage,
+        ("storage",): tree.get("storage", Experiment.model_fields["storage"].default),
         ("data", "path"): data.get("path") if isinstance(data, dict) else None,
     }
+    rule = "must start with /: name a folder that every machine of the cluster sees under that path"
     problems = [
-        source.problem(key, f"got {place!r}: must start with / where a cluster runs the experiment: {remedy}")
+        source.problem(key, f"got {place!r}: {rule}")
         for key, place in written.items()
         if isinstance(place, str) and not Path(place).is_absolute()
-        for remedy in ["name a folder that every machine of the cluster sees under the same path"]
     ]
     if problems:
         raise ExperimentError(problems)
-    return experiment
+    return Experiment.load(file, overrides)
 
 
 def pack(file: str, trainable: str, folder: Path) -> None:
@@ -105,11 +110,8 @@ def _location(name: str) -> Path:
 
 def _copy_code(package: Path, target: Path) -> None:
     def no_code(parent: str, names: list[str]) -> list[str]:
-        return [
-            name
-            for name in names
-            if name == "__pycache__" or name[0] == "." or not (name.endswith(".py") or Path(parent, name).is_dir())
-        ]
+        folders = {name for name in names if Path(parent, name).is_dir()} - {"__pycache__"}
+        return [name for name in names if name[0] == "." or not (name.endswith(".py") or name in folders)]
 
     shutil.copytree(package, target, ignore=no_code)
 
@@ -134,7 +136,8 @@ class JobServer:
 
         self.address = address
         os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray lets it win over its argument
-        logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
+        for name in _CHATTY:
+            logging.getLogger(name).setLevel(logging.WARNING)
         with self._asking():
             maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
             self._client = JobSubmissionClient(address)
@@ -205,8 +208,8 @@ class JobServer:
             yield
         except AuthenticationError as error:
             raise TokenRefused(
-                f"{self.address} refused the token: put the cluster's into ~/.ray/auth_token or name its file "
-                "in RAY_AUTH_TOKEN_PATH"
+                f"{self.address} refused the token: put the cluster's into ~/.ray/auth_token or name "
+                "its file in RAY_AUTH_TOKEN_PATH"
             ) from error
         except OSError as error:
             raise ConnectionError(
