@@ -169,7 +169,7 @@ class Captioning:
             "rank": self.context.rank,
             "world_size": self.context.world_size,
             "batch_size": _EVALUATION_BATCH,
-            "features": self.features,
+            "features": self._features(),
         }
         with self.trainer.autocast():
             metrics = held_out_loss(self.trainer.captioner, eval_batches(self.data, **shard), self.device)
@@ -257,7 +257,7 @@ class Captioning:
         )
 
     def _features(self) -> Features:
-        """Of the frozen encoder as it is now, for training; None where it sees the images."""
+        """Of the frozen encoder as it is now; None where it is trained and sees the images."""
         if self.features is None and check.caches_features(self.settings):
             encoder = self.trainer.captioner.encoder
             self.features = cached_features(self.data, encoder, device=self.device)
