@@ -26,7 +26,7 @@ COURSES = {
     "gradual child": ({"compression.method": "prune+int8", "compression.ratio": 0.85}, True),
     "factors": ({"compression.method": "low_rank", "compression.ratio": 0.3}, False),
     "student": ({"compression.method": "distil", "compression.ratio": 0.5}, True),
-    "frozen": ({**FROZEN, "compression.method": "prune+int4", "compression.ratio": 0.9}, False),
+    "frozen": ({**FROZEN, "compression.method": "prune+int4", "compression.ratio": 0.85}, False),
 }
 
 
