@@ -238,7 +238,8 @@ class Captioning:
 
     def _compress(self) -> None:
         self._seed(0)  # what is new in it is the same on all workers
-        whole = self._whole().to(self.device) if self.parent is not None else self.trainer.captioner
+        # A child that is pruned gradually was compressed at once for its verdict.
+        whole = self._whole().to(self.device) if self.compressed else self.trainer.captioner
         captioner = self.shrinking.begun(whole, self.epoch)
         self.trainer.replace(captioner)
         self.compressed, self.measured = True, {}

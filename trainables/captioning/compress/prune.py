@@ -3,8 +3,8 @@
 Which are small is decided over all layers together, by LAMP scores (Lee et al. 2021): the square of a
 weight over the sum of the squares of its tensor's weights that are no smaller. So the scale of a filter
 before a norm, which means nothing, does not count, and no tensor loses all. Zeros are left out of the file;
-no arithmetic gets faster by them. A frozen encoder stays whole: on Flickr8k's photographs EfficientNet-Lite0
-with 60% of its weights left the captions no better than chance, and nothing trained afterwards mends it.
+no arithmetic gets faster by them. A frozen encoder stays whole: on Flickr8k's photographs some 60% of zeros in
+an EfficientNet-Lite0 took CIDEr from .38 to .03, and one that is frozen does not learn to do without them.
 """
 
 from __future__ import annotations
@@ -26,10 +26,13 @@ _MOST = 0.99
 def prune(captioner: Captioner, strength: float) -> Captioner:
     """A copy with a share of `sparsity(strength)` of its weights at zero, those of a frozen encoder aside."""
     small = copy.deepcopy(captioner)
-    frozen = "encoder." if small.encoder.frozen else "none"
-    chosen = {name: weight for name, weight in weights(small) if not name.startswith(frozen)}
     if strength == 0:
         return small
+    chosen = {
+        name: weight
+        for name, weight in weights(small)
+        if not (small.encoder.frozen and name.startswith("encoder."))
+    }
     if any(weight.is_meta for weight in chosen.values()):
         densities = dict.fromkeys(chosen, 1 - sparsity(strength))
     else:
