@@ -3,8 +3,8 @@
 Which are small is decided over all layers together, by LAMP scores (Lee et al. 2021): the square of a
 weight over the sum of the squares of its tensor's weights that are no smaller. So the scale of a filter
 before a norm, which means nothing, does not count, and no tensor loses all. Zeros are left out of the file;
-no arithmetic gets faster by them. A frozen encoder stays whole: on Flickr8k's photographs some 60% of zeros in
-an EfficientNet-Lite0 took CIDEr from .38 to .03, and one that is frozen does not learn to do without them.
+no arithmetic gets faster by them. A frozen encoder stays whole: on Flickr8k's photographs some 60% of zeros
+in an EfficientNet-Lite0 took CIDEr from .38 to .03, and what is frozen does not learn to do without them.
 """
 
 from __future__ import annotations
