@@ -1,7 +1,7 @@
 """Worker-seconds to the same front of CIDEr and size: forking a trained captioner, or training each anew.
 
 *Forking* trains one captioner whole, makes every child of it, judges them all after the epoch that only
-compresses, and fine-tunes those that no other beats, the best first (`tuning/front_scheduler.py`). The
+compresses, and fine-tunes those that no other beats, the best first (`tuning/search/front_scheduler.py`). The
 *joint* search trains every point anew for as many epochs as the parent, compressed at half of them, in a
 random order. Both have the same methods and ratios; distilling is left out, for without a parent there is
 nothing to distil. The front's hypervolume is that of CIDEr and of the share of the whole captioner's bytes
@@ -30,7 +30,7 @@ from benchmarks.trained.forks import Course, name, shapes
 from benchmarks.trained.problems import Captioner
 from trainables.captioning.trial import Captioning
 from trainables.trial import Metrics
-from tuning.ranking import Standing, best_first, dominated, hypervolume
+from tuning.search.ranking import Standing, best_first, dominated, hypervolume
 
 METHODS = (
     (("int8", "int4"), (0.5,)),  # the ratio is not theirs

@@ -1,10 +1,10 @@
 """Search: what Captune's `auto` finds with a budget, against others' methods, over problems of known truth.
 
-Everything runs in virtual time: `tuning.simulator` drives Captune's own objects, `simulated/driving.py` the
-rivals'. With one objective the figure is the normalised regret of what a user would ship, the best fully
-trained trial so far: 0 is the best configuration there is, 1 the median random one. With several it is the
-hypervolume of all checkpoints, as a share of the true front's. The epoch in which a training diverges is
-spent as well.
+Everything runs in virtual time: `tuning.simulation.simulator` drives Captune's own objects,
+`simulated/driving.py` the rivals'. With one objective the figure is the normalised regret of what a user
+would ship, the best fully trained trial so far: 0 is the best configuration there is, 1 the median random
+one. With several it is the hypervolume of all checkpoints, as a share of the true front's. The epoch in which
+a training diverges is spent as well.
 
 Settings were chosen on `TUNING`; the tables are of `REPORTED`. Sizes may be set in the environment:
 SEARCH_SEEDS (20; with many gangs half of them), SEARCH_GANGS (1,4,8,64), SEARCH_SET (REPORTED). SEARCH_ALL=1
@@ -39,7 +39,7 @@ from benchmarks.simulated.rivals import MULTI_OBJECTIVE_RIVALS, RIVALS
 from benchmarks.simulated.tuning_set import TUNING
 from trainables.order import Failure
 from tuning.experiment import Experiment
-from tuning.simulator import simulate
+from tuning.simulation.simulator import simulate
 
 OURS, BASELINE = "captune auto", "random"
 SETS = {"TUNING": TUNING, "REPORTED": REPORTED}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tuning.cli_parts import UserMistake, WorkFailed
+from tuning.commands.parts import UserMistake, WorkFailed
 
 if TYPE_CHECKING:
     from cluster.jobs import JobServer

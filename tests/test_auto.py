@@ -10,13 +10,13 @@ from scipy.stats import qmc
 
 from search_spaces import Choice, Float, Int, Space
 from trainables.order import Failure
-from tuning.auto import Auto, expected_gain
-from tuning.encoding import Encoding
 from tuning.experiment import Experiment
-from tuning.gaussian_process import GaussianProcess
-from tuning.proposers import Observed
-from tuning.ranking import Standing
-from tuning.simulator import simulate
+from tuning.search.auto import Auto, expected_gain
+from tuning.search.encoding import Encoding
+from tuning.search.gaussian_process import GaussianProcess
+from tuning.search.proposers import Observed
+from tuning.search.ranking import Standing
+from tuning.simulation.simulator import simulate
 
 SPACE = Space(
     {

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuning.budget import BudgetGuard
 from tuning.experiment import Budget
+from tuning.search.budget import BudgetGuard
 
 
 class Clock:

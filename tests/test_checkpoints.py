@@ -3,9 +3,9 @@
 import pytest
 from test_results import Clock, ended, epoch, experiment, started
 
-from tuning.checkpoints import CheckpointKeeper
-from tuning.results import ResultsWriter, load
-from tuning.storage import write_table
+from tuning.tables.checkpoints import CheckpointKeeper
+from tuning.tables.results import ResultsWriter, load
+from tuning.tables.storage import write_table
 
 
 def on_disk(folder, trial="a"):
@@ -107,7 +107,7 @@ def test_tables_are_complete_after_a_kill_between_the_two_writes(run, tmp_path, 
         write_table(frame, path)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr("tuning.results.write_table", killed_before_trials)
+        patch.setattr("tuning.tables.results.write_table", killed_before_trials)
         run.writer.write()
     again = Run(tmp_path)
     assert again.writer.trials.empty

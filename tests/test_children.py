@@ -10,7 +10,6 @@ from recorded import describe, record
 
 from trainables.order import Report
 from trainables.trial import SettingsError
-from tuning.budget import BudgetGuard
 from tuning.children import (
     Inheritance,
     Parent,
@@ -22,10 +21,11 @@ from tuning.children import (
     points,
 )
 from tuning.experiment import Experiment, ExperimentError
-from tuning.results import load
-from tuning.search import Search
-from tuning.storage import write_description
-from tuning.summaries import experiment_state
+from tuning.search.budget import BudgetGuard
+from tuning.search.search import Search
+from tuning.tables.results import load
+from tuning.tables.storage import write_description
+from tuning.tables.summaries import experiment_state
 from tuning.variants import Variants
 
 AT = datetime(2026, 1, 2, tzinfo=UTC)

@@ -18,11 +18,11 @@ from tuning.events import EpochReported, TrialEnded, TrialStarted
 from tuning.experiment import Experiment
 from tuning.experiment_file import ExperimentError
 from tuning.plan import expected_epochs, grid_size
-from tuning.query import QueryError, where
-from tuning.results import ResultsWriter, load
 from tuning.runner import ExportFailed, GivenUp
-from tuning.storage import write_description, write_end
-from tuning.summaries import experiment_state
+from tuning.tables.query import QueryError, where
+from tuning.tables.results import ResultsWriter, load
+from tuning.tables.storage import write_description, write_end
+from tuning.tables.summaries import experiment_state
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 SPEC = {
@@ -78,7 +78,7 @@ def captune(tmp_path, monkeypatch):
     """The command, in an empty folder; returns its result."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr("tuning.cli._this_machine", lambda: {"CPU": 2.0, "GPU": 0.0})
+    monkeypatch.setattr("tuning.commands.running._this_machine", lambda: {"CPU": 2.0, "GPU": 0.0})
     # curves has hyperparameters of its own; what they are is not these tests' business
     monkeypatch.setattr(Experiment, "check_trainable", lambda self: None)
     (tmp_path / "birds.yaml").write_text(yaml.safe_dump(SPEC))

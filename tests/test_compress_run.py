@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tuning import Experiment, load, run
-from tuning.results import check_tables
 from tuning.runner import ExportFailed, compress
-from tuning.storage import UnreadableResults
+from tuning.tables.results import check_tables
+from tuning.tables.storage import UnreadableResults
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -5,9 +5,9 @@ from recorded import describe, record
 
 import trainables.gang  # noqa: F401  slow to import, and not a test's fault
 from trainables.order import Failure
-from tuning.curve_tables import CurveTable
 from tuning.experiment_file import ExperimentError
-from tuning.trainable_curves import TrainableCurves
+from tuning.simulation.curve_tables import CurveTable
+from tuning.simulation.trainable_curves import TrainableCurves
 
 SPACE = {
     "learning_rate": {"float": [1e-4, 1e-1], "log": True},

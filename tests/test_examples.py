@@ -6,8 +6,8 @@ from trainables.captioning.settings import DataSettings, Settings
 from trainables.trial import TrialContext, resolve_trainable
 from tuning.experiment import Experiment, ExperimentError
 from tuning.experiment_file import read_experiment_file
-from tuning.simulator import simulate
-from tuning.trainable_curves import TrainableCurves
+from tuning.simulation.simulator import simulate
+from tuning.simulation.trainable_curves import TrainableCurves
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -5,16 +5,16 @@ import pytest
 from recorded import describe
 
 from trainables.order import Failure, Report
-from tuning.budget import BudgetGuard
 from tuning.events import TrialEnded
-from tuning.false_start import GIVEN_UP_AFTER
-from tuning.results import ResultsWriter, check_tables, load
 from tuning.resuming import history
 from tuning.runner import GivenUp
-from tuning.search import Search
-from tuning.simulator import simulate
-from tuning.storage import write_description
-from tuning.strategies import open_strategy
+from tuning.search.budget import BudgetGuard
+from tuning.search.false_start import GIVEN_UP_AFTER
+from tuning.search.search import Search
+from tuning.search.strategies import open_strategy
+from tuning.simulation.simulator import simulate
+from tuning.tables.results import ResultsWriter, check_tables, load
+from tuning.tables.storage import write_description
 
 ENDLESS = {"worker_hours": 1e6}
 WRONG = Failure(state="failed", reason="no such file: words.txt")

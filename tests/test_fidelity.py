@@ -9,7 +9,7 @@ from recorded import describe, record
 from scipy.stats import spearmanr
 
 from tuning.experiment import Objective
-from tuning.fidelity import agreement, in_full, in_short
+from tuning.tables.fidelity import agreement, in_full, in_short
 
 CIDER, TIME = Objective(metric="cider", mode="max"), Objective(metric="latency_ms", mode="min")
 

@@ -7,7 +7,7 @@ import pytest
 from tuning.events import EpochReported, TrialEnded, TrialStarted
 from tuning.experiment import Experiment
 from tuning.forecast import Forecast
-from tuning.ledger import Ledger
+from tuning.tables.ledger import Ledger
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 

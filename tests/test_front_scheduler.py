@@ -7,11 +7,11 @@ import pytest
 from recorded import describe
 
 from tuning.experiment import ExperimentError
-from tuning.front_scheduler import FrontScheduler
-from tuning.ranking import Standing
-from tuning.scheduler_comparison import fitting
-from tuning.simulator import simulate
-from tuning.strategies import make_scheduler
+from tuning.search.front_scheduler import FrontScheduler
+from tuning.search.ranking import Standing
+from tuning.search.strategies import make_scheduler
+from tuning.simulation.scheduler_comparison import fitting
+from tuning.simulation.simulator import simulate
 
 
 def promotions(scheduler):

@@ -12,7 +12,7 @@ from ray.exceptions import ActorUnavailableError
 from trainables import gang as gangs
 from trainables.order import Failure, Order
 from trainables.trial import TrialDiverged
-from tuning.mailbox import Mailbox
+from tuning.gangs.mailbox import Mailbox
 
 
 class Tester:

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from cluster.jobs import load_for_cluster, pack
 from tuning.cli import main
 from tuning.experiment_file import ExperimentError
-from tuning.results import load
+from tuning.tables.results import load
 
 ROOT = Path(__file__).parent.parent
 POLYNOMIAL = str(ROOT / "examples" / "polynomial.yaml")

@@ -4,7 +4,7 @@ import threading
 import pytest
 
 from trainables.order import Failure, Order, Report
-from tuning.mailbox import Mailbox
+from tuning.gangs.mailbox import Mailbox
 
 ORDER = Order(run_id="00000-a", trial_id="00000", trainable="curves", config={}, max_epochs=3)
 NOW = 0.0

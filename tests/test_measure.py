@@ -21,7 +21,7 @@ from trainables.captioning.compress.memory import PeakMemory
 from trainables.captioning.compress.reference import Reference
 from trainables.captioning.model.captioner import Captioner
 from trainables.captioning.settings import Settings
-from tuning import schema
+from tuning.tables import schema
 
 every_decoder = pytest.mark.parametrize("kind", ["gru", "gru_attention", "transformer"])
 

@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner
 from recorded import describe, record
 
-from tuning import pareto
+from tuning.choosing import pareto
 from tuning.cli import main
-from tuning.query import QueryError
-from tuning.results import load
-from tuning.storage import UnreadableResults, write_table
+from tuning.tables.query import QueryError
+from tuning.tables.results import load
+from tuning.tables.storage import UnreadableResults, write_table
 
 BY_CIDER = [{"metric": "cider", "mode": "max"}]
 BOTH = {"cider": "max", "size_mb": "min"}

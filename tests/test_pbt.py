@@ -20,21 +20,21 @@ import trainables.gang  # slow to import, and not a test's fault
 from search_spaces import Choice, Float, Int, Space
 from trainables.order import Failure
 from trainables.trial import SettingsError, TrialContext, TrialDiverged, resolve_trainable
-from tuning.checkpoints import CheckpointKeeper
 from tuning.cli import main
 from tuning.events import EpochReported, TrialEnded, TrialStarted
 from tuning.experiment import Experiment, ExperimentError
 from tuning.forecast import Forecast
-from tuning.ledger import Ledger
-from tuning.pbt import DRAWS, FACTORS, explore
 from tuning.plan import expected_epochs
-from tuning.results import ResultsWriter, check_tables, load
-from tuning.scheduler_comparison import compare
-from tuning.search import Search
-from tuning.simulator import simulate
-from tuning.storage import write_description
-from tuning.strategies import open_strategy
-from tuning.trainable_curves import TrainableCurves
+from tuning.search.pbt import DRAWS, FACTORS, explore
+from tuning.search.search import Search
+from tuning.search.strategies import open_strategy
+from tuning.simulation.scheduler_comparison import compare
+from tuning.simulation.simulator import simulate
+from tuning.simulation.trainable_curves import TrainableCurves
+from tuning.tables.checkpoints import CheckpointKeeper
+from tuning.tables.ledger import Ledger
+from tuning.tables.results import ResultsWriter, check_tables, load
+from tuning.tables.storage import write_description
 
 FOUR = {
     "search": {"algorithm": "pbt", "population": 4, "interval": 2},
@@ -178,7 +178,7 @@ def test_forks_are_of_the_first_quarter_and_the_population_keeps_its_size(
         budget={"epochs": population * interval * stretches * 2},
     )
     recorder, (searcher, scheduler) = Recorder(), open_strategy(described, path=None)
-    from tuning.budget import BudgetGuard
+    from tuning.search.budget import BudgetGuard
 
     budget = BudgetGuard(described.budget, gangs=gangs, clock=lambda: 0.0)
     search = Search(described, searcher=searcher, scheduler=scheduler, budget=budget, listeners=[recorder])
@@ -508,7 +508,7 @@ def test_a_resumed_run_continues_the_tables_of_forks(family):
     again.take_up(family.folder)
     pd.testing.assert_frame_equal(again.trials_table(), family.trials)
     ordinary = load(family.folder).trials.drop(columns=["parent", "parent_epoch"])  # of an earlier version
-    from tuning.lineage import starts_after, without_forks
+    from tuning.tables.lineage import starts_after, without_forks
 
     assert {starts_after(row) for row in ordinary.to_dict("records")} == {0}
     assert len(without_forks(ordinary)) == 5 and len(without_forks(family.trials)) == 2
@@ -549,7 +549,7 @@ def test_a_fork_has_its_parents_checkpoint_whatever_becomes_of_the_parent(tmp_pa
 
 
 def test_a_disk_without_hard_links_gets_copies(tmp_path, monkeypatch):
-    from tuning.checkpoints import hand_on
+    from tuning.tables.checkpoints import hand_on
 
     def unsupported(source, target):
         raise OSError("not here")

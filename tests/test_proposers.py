@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import qmc
 
 from search_spaces import Choice, Float, Int, Space
-from tuning.proposers import (
+from tuning.search.proposers import (
     POPULATION,
     CmaEs,
     Grid,
@@ -25,7 +25,7 @@ from tuning.proposers import (
     highest_level,
     make_sampler,
 )
-from tuning.ranking import Standing, hypervolume
+from tuning.search.ranking import Standing, hypervolume
 
 LEVELS = (1, 3, 9)
 MIXED = Space(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuning.ranking import Standing, best_first, best_of, dominated, front, hypervolume, pareto_order
+from tuning.search.ranking import Standing, best_first, best_of, dominated, front, hypervolume, pareto_order
 
 few = st.integers(0, 4).map(float)  # so that ties and dominance are frequent
 some_points = st.integers(2, 3).flatmap(

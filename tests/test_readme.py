@@ -12,10 +12,10 @@ from pydantic import BaseModel
 
 from search_spaces import SHIPPED, Space
 from trainables.captioning.settings import DataSettings, Settings
-from tuning import schema
 from tuning.cli import main
 from tuning.experiment import Experiment
 from tuning.experiment_file import read_experiment_file
+from tuning.tables import schema
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()

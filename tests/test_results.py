@@ -14,13 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search_spaces.space import Choice, Float, Int, Space
-from tuning import ranking
 from tuning.events import EpochReported, TrialEnded, TrialStarted
 from tuning.experiment import Experiment
-from tuning.ledger import Ledger
-from tuning.results import ResultsWriter, check_tables, load
-from tuning.schema import epochs_dtypes, searched_columns, trials_dtypes
-from tuning.storage import UnknownExperiment, UnreadableResults, find_folder, write_description, write_table
+from tuning.search import ranking
+from tuning.tables.ledger import Ledger
+from tuning.tables.results import ResultsWriter, check_tables, load
+from tuning.tables.schema import epochs_dtypes, searched_columns, trials_dtypes
+from tuning.tables.storage import (
+    UnknownExperiment,
+    UnreadableResults,
+    find_folder,
+    write_description,
+    write_table,
+)
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SPACE = Space(
@@ -212,7 +218,7 @@ def test_writes_are_spaced_by_what_they_take(tmp_path, monkeypatch):
         clock.now += 0.5  # two tables: a second per write
         written.append(path.name)
 
-    monkeypatch.setattr("tuning.results.write_table", slow_write)
+    monkeypatch.setattr("tuning.tables.results.write_table", slow_write)
     writer = ResultsWriter(experiment(tmp_path), clock=clock)
     assert written == ["epochs.parquet", "trials.parquet"]
     for _ in range(200):

@@ -3,9 +3,9 @@
 import pytest
 
 from tuning.experiment import Experiment, ExperimentError
-from tuning.results import ResultsWriter
 from tuning.resuming import refuse_changes
-from tuning.storage import UnreadableResults, write_description
+from tuning.tables.results import ResultsWriter
+from tuning.tables.storage import UnreadableResults, write_description
 
 SPEC = {
     "name": "birds",

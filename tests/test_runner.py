@@ -15,8 +15,8 @@ import ray
 
 from tuning import Experiment, load, run
 from tuning.events import EpochReported
-from tuning.results import check_tables
-from tuning.storage import UnreadableResults
+from tuning.tables.results import check_tables
+from tuning.tables.storage import UnreadableResults
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -168,7 +168,7 @@ def test_killed_workers_and_actors_cost_at_most_an_epoch(cluster, tmp_path):
 
 
 def test_a_run_that_ended_by_its_plateau_is_finished(cluster, tmp_path):
-    from tuning.summaries import experiment_state
+    from tuning.tables.summaries import experiment_state
 
     flat = experiment(
         tmp_path,
@@ -295,7 +295,7 @@ def test_only_placement_groups_without_life_are_taken_for_orphans(cluster):
     from ray.util import placement_group, placement_group_table, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    from tuning.gangs import remove_orphaned_groups
+    from tuning.gangs.gangs import remove_orphaned_groups
 
     @ray.remote(num_cpus=1)
     class Inhabitant:

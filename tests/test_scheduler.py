@@ -6,9 +6,9 @@ import random
 import pytest
 
 from tuning.experiment import Experiment
-from tuning.ranking import Standing
-from tuning.scheduler import Decision, PromotingAsha, StoppingAsha
-from tuning.strategies import make_scheduler
+from tuning.search.ranking import Standing
+from tuning.search.scheduler import Decision, PromotingAsha, StoppingAsha
+from tuning.search.strategies import make_scheduler
 
 BOTH = pytest.mark.parametrize("kind", [PromotingAsha, StoppingAsha])
 

@@ -11,8 +11,8 @@ from recorded import describe, record
 import trainables.gang  # noqa: F401  slow to import, and not a test's fault
 from tuning.cli import main
 from tuning.experiment_file import ExperimentError
-from tuning.scheduler_comparison import averaged, compare, savings
-from tuning.trainable_curves import TrainableCurves
+from tuning.simulation.scheduler_comparison import averaged, compare, savings
+from tuning.simulation.trainable_curves import TrainableCurves
 
 RATES = [10 ** (-4 + step / 3) for step in range(9)]
 
@@ -123,7 +123,7 @@ def test_the_trainable_itself_can_give_the_curves_and_is_closed_after_each_trial
             super().handle(event)
             most = max(most, len(self._open))
 
-    monkeypatch.setattr("tuning.scheduler_comparison.TrainableCurves", Watched)
+    monkeypatch.setattr("tuning.simulation.scheduler_comparison.TrainableCurves", Watched)
     frame = compare(describe(tmp_path, scheduler={"max_epochs": 3}), gangs=[2], schedulers=["none"], seeds=1)
     assert list(frame["epochs"]) == [18] and list(frame["time_s"]) == [9]
     assert most == 2

@@ -7,11 +7,11 @@ from collections import deque
 import pytest
 
 from trainables.order import Failure, Report
-from tuning.budget import BudgetGuard
 from tuning.events import EpochReported, TrialEnded, TrialStarted
 from tuning.experiment import Experiment, ExperimentError
-from tuning.search import INTERRUPTED, KEPT_FOR_THE_BEST, Search
-from tuning.strategies import open_strategy
+from tuning.search.budget import BudgetGuard
+from tuning.search.search import INTERRUPTED, KEPT_FOR_THE_BEST, Search
+from tuning.search.strategies import open_strategy
 
 STOPPING = {"algorithm": "asha_stopping", "min_epochs": 1, "max_epochs": 9, "reduction_factor": 3}
 PROMOTING = STOPPING | {"algorithm": "asha"}

@@ -15,9 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from trainables.order import Failure
 from tuning.events import FINAL_STATES, EpochReported, TrialEnded, TrialStarted
 from tuning.experiment import Experiment
-from tuning.ranking import Standing
-from tuning.scheduler import PromotingAsha
-from tuning.simulator import simulate
+from tuning.search.ranking import Standing
+from tuning.search.scheduler import PromotingAsha
+from tuning.simulation.simulator import simulate
 
 DEADLINES = settings(max_examples=60, deadline=None)
 
@@ -122,7 +122,7 @@ class Recorder(list):
 def run(experiment, curves, gangs):
     """All events, the epochs, and the scheduler if it promotes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tuning.strategies.PromotingAsha", Watched)
+        patch.setattr("tuning.search.strategies.PromotingAsha", Watched)
         Watched.made.clear()
         told = Recorder()
         epochs = list(simulate(experiment, curves, gangs=gangs, listeners=[told]))

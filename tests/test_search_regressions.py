@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from search_spaces import Choice, Float, Int, Space
 from tuning.events import TrialEnded, TrialStarted
 from tuning.experiment import Experiment
-from tuning.proposers import CmaEs, Grid, Random
-from tuning.searcher import Searcher
-from tuning.simulator import simulate
+from tuning.search.proposers import CmaEs, Grid, Random
+from tuning.search.searcher import Searcher
+from tuning.simulation.simulator import simulate
 
 
 @pytest.mark.parametrize("kind", [Random, lambda s, seed: CmaEs(s, seed, levels=(1,))])

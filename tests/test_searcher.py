@@ -13,9 +13,9 @@ import optuna
 import pytest
 
 from search_spaces import Choice, Float, Space
-from tuning.proposers import Grid, Modelled, Proposal, Random, Sobol, make_sampler
-from tuning.ranking import Standing
-from tuning.searcher import Searcher
+from tuning.search.proposers import Grid, Modelled, Proposal, Random, Sobol, make_sampler
+from tuning.search.ranking import Standing
+from tuning.search.searcher import Searcher
 
 SPACE = Space(
     {
@@ -310,9 +310,9 @@ def test_kill_9_while_writing_loses_nothing_that_was_answered(tmp_path):
     code = f"""
         from pathlib import Path
         from search_spaces import Float, Space
-        from tuning.proposers import Random
-        from tuning.ranking import Standing
-        from tuning.searcher import Searcher
+        from tuning.search.proposers import Random
+        from tuning.search.ranking import Standing
+        from tuning.search.searcher import Searcher
         space = Space({{"x": Float(-1, 1)}})
         searcher = Searcher(path=Path({str(tmp_path / "study.journal")!r}), name="s", space=space,
                             modes=["max"], proposer=Random(space, 0))

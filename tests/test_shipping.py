@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner
 from recorded import describe, record
 
+from tuning.choosing.shipping import ship
+from tuning.choosing.side_by_side import compare
 from tuning.cli import main
-from tuning.query import QueryError
-from tuning.shipping import ship
-from tuning.side_by_side import compare
-from tuning.storage import write_table
+from tuning.tables.query import QueryError
+from tuning.tables.storage import write_table
 
 #: cider, size_mb, latency_ms by trial; the last looks best and diverged.
 TRIALS = [(0.9, 8.0, 30.0), (0.8, 3.0, 12.0), (0.3, 1.0, 10.0), (0.99, 0.5, 1.0)]

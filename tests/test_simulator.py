@@ -8,8 +8,8 @@ import pytest
 from trainables.order import Failure
 from tuning.events import EpochReported, TrialEnded, TrialStarted
 from tuning.experiment import Experiment
-from tuning.proposers import Proposal
-from tuning.simulator import VirtualClock, simulate
+from tuning.search.proposers import Proposal
+from tuning.simulation.simulator import VirtualClock, simulate
 
 
 def experiment(**changes):

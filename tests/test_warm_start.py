@@ -9,10 +9,10 @@ from recorded import describe, record
 
 from tuning.experiment import Search
 from tuning.experiment_file import ExperimentError
-from tuning.proposers import Observed
-from tuning.ranking import Standing
-from tuning.strategies import make_proposer
-from tuning.warm_start import earlier_trials
+from tuning.search.proposers import Observed
+from tuning.search.ranking import Standing
+from tuning.search.strategies import make_proposer
+from tuning.search.warm_start import earlier_trials
 
 RATE = {"learning_rate": {"float": [1e-4, 1e-1], "log": True}}
 WIDTH = {"width": {"choice": [32, 64]}}

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tuning.experiment import Experiment
-    from tuning.results import Results, load
     from tuning.runner import run
+    from tuning.tables.results import Results, load
 
 __all__ = ["Experiment", "Results", "load", "run"]
 
 _HOME = {
     "Experiment": "tuning.experiment",
-    "Results": "tuning.results",
-    "load": "tuning.results",
+    "Results": "tuning.tables.results",
+    "load": "tuning.tables.results",
     "run": "tuning.runner",
 }
 

@@ -19,13 +19,13 @@ from typing import Any
 import yaml
 
 from trainables.trial import SettingsError, resolve_trainable
-from tuning.comparison import WENT_WRONG
-from tuning.configurations import configurations
 from tuning.experiment import Experiment, ExperimentError
-from tuning.front_scheduler import FrontScheduler
-from tuning.proposers import Replayed
-from tuning.results import Results
-from tuning.searcher import Searcher
+from tuning.search.front_scheduler import FrontScheduler
+from tuning.search.proposers import Replayed
+from tuning.search.searcher import Searcher
+from tuning.tables.comparison import WENT_WRONG
+from tuning.tables.configurations import configurations
+from tuning.tables.results import Results
 
 Config = Mapping[str, Any]
 

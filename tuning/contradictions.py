@@ -18,7 +18,7 @@ Problem = tuple[tuple[str | int, ...], str]
 #: Algorithms that model exactly one objective, and those that need several.
 _ONE_OBJECTIVE = frozenset({"gp", "cmaes"})
 _SEVERAL_OBJECTIVES = frozenset({"nsga2"})
-#: Algorithms that `tuning/strategies.py` shows the trials of earlier experiments.
+#: Algorithms that `tuning/search/strategies.py` shows the trials of earlier experiments.
 _LEARNS_FROM_EARLIER = ("auto", "tpe", "gp")
 #: Keys of `scheduler` that mean nothing to `pbt`, and the value that says nothing.
 _NOT_OF_PBT = {"algorithm": "auto", "min_epochs": "auto", "reduction_factor": 3}

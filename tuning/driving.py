@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from trainables.order import Order
-from tuning.budget import BudgetGuard
-from tuning.checkpoints import CheckpointKeeper
 from tuning.events import Listener
 from tuning.experiment import Experiment
-from tuning.lineage import trial_seed
-from tuning.resources import GangPlan
-from tuning.results import ResultsWriter
+from tuning.gangs.resources import GangPlan
 from tuning.resuming import history
-from tuning.scheduler import Scheduler
-from tuning.search import Run, Search
-from tuning.searcher import Searcher
-from tuning.storage import write_end
+from tuning.search.budget import BudgetGuard
+from tuning.search.scheduler import Scheduler
+from tuning.search.search import Run, Search
+from tuning.search.searcher import Searcher
+from tuning.tables.checkpoints import CheckpointKeeper
+from tuning.tables.lineage import trial_seed
+from tuning.tables.results import ResultsWriter
+from tuning.tables.storage import write_end
 
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our tables replace them; they dominate Tune's loop
@@ -99,7 +99,7 @@ def _drive(
     from ray import tune
     from ray.tune.error import TuneError
 
-    from tuning.gangs import Gangs
+    from tuning.gangs.gangs import Gangs
     from tuning.tune_adapter import Ticker, TrialActor, TuneScheduler, TuneSearcher
 
     if search.finished:

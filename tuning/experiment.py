@@ -33,7 +33,7 @@ from search_spaces.space import Space, SpaceError, nearest
 from trainables.trial import SettingsError, refuse_immutable, resolve_trainable
 from tuning.contradictions import Contradictions, refuse_contradictions
 from tuning.experiment_file import ExperimentError, Source, read_experiment_file
-from tuning.resources import GangPlan, plan_gangs
+from tuning.gangs.resources import GangPlan, plan_gangs
 
 __all__ = ["Constraint", "Experiment", "ExperimentError", "GangPlan", "Objective"]
 

@@ -9,15 +9,15 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tuning.budget import BudgetGuard
-from tuning.comparison import WENT_WRONG
 from tuning.events import EpochReported, Event, TrialEnded
-from tuning.lineage import starts_after
 from tuning.plan import expected_epochs
+from tuning.search.budget import BudgetGuard
+from tuning.tables.comparison import WENT_WRONG
+from tuning.tables.lineage import starts_after
 
 if TYPE_CHECKING:
     from tuning.experiment import Experiment
-    from tuning.ledger import Ledger
+    from tuning.tables.ledger import Ledger
 
 
 class Forecast:

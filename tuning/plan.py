@@ -17,7 +17,7 @@ from tuning.render import count, number
 
 if TYPE_CHECKING:
     from tuning.experiment import Experiment
-    from tuning.resources import GangPlan
+    from tuning.gangs.resources import GangPlan
 
 
 def plan_table(experiment: Experiment, plan: GangPlan, machine: Mapping[str, float]) -> Table:

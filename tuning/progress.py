@@ -17,14 +17,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tuning.budget import HOUR_S
-from tuning.comparison import WENT_WRONG, Row
 from tuning.events import FINAL_STATES, EpochReported, Event, TrialEnded, TrialStarted
-from tuning.fidelity import agreement, in_short
 from tuning.forecast import Forecast
-from tuning.ledger import Ledger
 from tuning.render import STATE_STYLE, about, config_text, count, duration, number, state_counts
-from tuning.schema import figure_column
+from tuning.search.budget import HOUR_S
+from tuning.tables.comparison import WENT_WRONG, Row
+from tuning.tables.fidelity import agreement, in_short
+from tuning.tables.ledger import Ledger
+from tuning.tables.schema import figure_column
 
 if TYPE_CHECKING:
     from tuning.experiment import Experiment

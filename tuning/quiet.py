@@ -13,8 +13,8 @@ from pathlib import Path
 
 from trainables.trial import Metrics, resolve_trainable
 from tuning.children import FOLDER
+from tuning.choosing.shipping import ship
 from tuning.render import number
-from tuning.shipping import ship
 from tuning.variants import Variants
 
 #: Measured figures that are worth telling while it goes on.

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from tuning.experiment import Experiment, ExperimentError
-from tuning.ledger import Ledger
-from tuning.schema import figure_column
-from tuning.storage import UnreadableResults
+from tuning.tables.ledger import Ledger
+from tuning.tables.schema import figure_column
+from tuning.tables.storage import UnreadableResults
 
 #: What decides how long and on what a run works, not what its figures mean.
 MAY_CHANGE = frozenset({"budget", "compression", "storage", "training"})

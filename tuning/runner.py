@@ -20,18 +20,18 @@ import filelock
 
 from trainables.trial import resolve_trainable
 from tuning import children
+from tuning.choosing.shipping import CannotShip, ship
 from tuning.driving import carry_out
 from tuning.events import Listener
 from tuning.experiment import Experiment, ExperimentError
 from tuning.quiet import measure_all
 from tuning.render import count
-from tuning.results import Results, load
 from tuning.resuming import refuse_changes
-from tuning.shipping import CannotShip, ship
-from tuning.storage import write_description
-from tuning.strategies import open_strategy
+from tuning.search.strategies import open_strategy
+from tuning.search.warm_start import earlier_trials
+from tuning.tables.results import Results, load
+from tuning.tables.storage import write_description
 from tuning.variants import Variants
-from tuning.warm_start import earlier_trials
 
 SHOWN_LINES = 8  # of what a trainable has to say; all of it is in a file
 

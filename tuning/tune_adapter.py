@@ -22,8 +22,8 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher as TuneSearcherBase
 
 from trainables.order import Failure, Order, Report
-from tuning.gangs import Gangs
-from tuning.search import Run, Search
+from tuning.gangs.gangs import Gangs
+from tuning.search.search import Run, Search
 
 ASK_S = 10.0  # how long one question to a gang's owner may stay open
 REMEMBERED = 200  # trials of which Tune may keep those that are over; more, and each next one costs more

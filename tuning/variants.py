@@ -14,10 +14,10 @@ from typing import Any
 import pandas as pd
 
 from tuning.children import FOLDER, METHOD, RATIO, parent_of
-from tuning.comparison import WENT_WRONG, Row
-from tuning.configurations import PREFIX, configurations
-from tuning.results import Results
-from tuning.schema import (
+from tuning.tables.comparison import WENT_WRONG, Row
+from tuning.tables.configurations import PREFIX, configurations
+from tuning.tables.results import Results
+from tuning.tables.schema import (
     TRIAL_HEAD,
     TRIAL_TAIL,
     VARIANT_HEAD,
@@ -27,7 +27,7 @@ from tuning.schema import (
     to_frame,
     variants_dtypes,
 )
-from tuning.storage import read_table, write_table
+from tuning.tables.storage import read_table, write_table
 
 #: The metric by which a trainable tells how much a variant was compressed.
 RATIO_METRIC = "compression_ratio"

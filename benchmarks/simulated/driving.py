@@ -2,7 +2,8 @@
 
 A method says what a free gang trains next and hears of every epoch (`Method`); `drive` is the clock, and
 `RandomSearch` the simplest method. This file knows nothing of the libraries (`optuna_rivals.py`,
-`ray_rivals.py`, `syne_tune_rivals.py`) nor of Captune's own search, which `tuning.simulator` drives.
+`ray_rivals.py`, `syne_tune_rivals.py`) nor of Captune's own search, which `tuning.simulation.simulator`
+drives.
 """
 
 from __future__ import annotations

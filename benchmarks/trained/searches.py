@@ -19,8 +19,8 @@ from benchmarks.trained.problems import Captioner, Problem
 from trainables.order import Failure
 from tuning.events import TrialEnded
 from tuning.experiment import Experiment
-from tuning.simulator import simulate
-from tuning.trainable_curves import TrainableCurves
+from tuning.simulation.simulator import simulate
+from tuning.simulation.trainable_curves import TrainableCurves
 
 OURS, ASHA, RANDOM = "captune auto", "ray asha + optuna", "random"
 METHODS = (OURS, ASHA, RANDOM)
@@ -46,7 +46,7 @@ class Record:
         return len(self.worker_s)
 
     def __call__(self, trial_id: str, config: Mapping[str, Any], epoch: int) -> Mapping[str, float] | Failure:
-        """An epoch, as `tuning.simulator.Curves`.
+        """An epoch, as `tuning.simulation.simulator.Curves`.
 
         Raises:
             RuntimeError: the trial failed other than by diverging.

@@ -1,0 +1,1 @@
+"""Among what was found: the front, two models side by side, what ships."""

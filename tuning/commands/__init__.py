@@ -1,0 +1,1 @@
+"""The commands of `captune`, a file per purpose; `tuning.cli` puts them together."""

@@ -1,0 +1,75 @@
+"""What several commands print at their end: trials, variants, the best."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from tuning.commands.parts import WIDE, WorkFailed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tuning.tables.results import Results
+
+
+def print_table(frame: pd.DataFrame, found: Results, *, whole: bool = False) -> None:
+    """All columns if `whole`; else the telling ones, as many as a terminal has room for."""
+    from rich.console import Console
+
+    from tuning.render import cell_text, frame_table
+    from tuning.tables.query import fitting
+    from tuning.tables.summaries import telling
+
+    console = Console()
+    shown = frame
+    if not whole:
+        width = console.width if console.is_terminal else WIDE
+        shown = fitting(frame, names=telling(found.experiment, frame), width=width, text=cell_text)
+    Console(width=WIDE).print(frame_table(shown), soft_wrap=True)
+    hidden = len(frame.columns) - len(shown.columns)
+    more = f"; {hidden} more columns with --columns all or --format csv" if hidden else ""
+    click.echo(f"{len(frame)} row{'' if len(frame) == 1 else 's'}{more}")
+
+
+def print_variants(found: Results) -> None:
+    """The front of the variants, if there are any."""
+    from rich.console import Console
+
+    from tuning.choosing.choosing_table import front_frame
+    from tuning.render import count, frame_table
+
+    if found.variants.empty:
+        return
+    front = found.pareto()
+    click.echo(f"\n{len(front)} of {count(len(found.variants), 'variant')} that no other beats:")
+    shown = front_frame(front, found.figures(front), [], width=WIDE)
+    Console(width=WIDE).print(frame_table(shown), soft_wrap=True)
+    click.echo(f"choose with captune pareto {found.name}, ship with captune export {found.name}")
+
+
+def print_best(found: Results) -> None:
+    """The best trial: configuration, figures, where its model is, how far its rungs can be trusted.
+
+    Raises:
+        WorkFailed: no trial has a figure.
+    """
+    from rich.console import Console
+
+    from tuning.render import frame_table
+    from tuning.tables.fidelity import in_full
+    from tuning.tables.summaries import best_table
+
+    try:
+        row = found.best()
+    except ValueError as error:
+        raise WorkFailed(str(error)) from error
+    Console(soft_wrap=True).print(best_table(found, row))
+    folder = found.folder / "best"
+    click.echo(f"model  {folder if folder.is_dir() else found.folder / str(row['checkpoint'])}")
+    if len(schedule := found.schedule(row["trial_id"])) > 1:
+        click.echo("\nits weights were trained under")
+        Console(width=WIDE).print(frame_table(schedule.drop(columns="seed")), soft_wrap=True)
+    for line in in_full(found.fidelity()):
+        click.echo(line)

@@ -1,0 +1,1 @@
+"""Warm gangs of workers, seen from the driver: their plan, their owner, their mailbox."""

@@ -1,0 +1,179 @@
+"""The owner's side of gangs: start them, lend them to trials, take them back, close them.
+
+A gang is one Ray Train run that serves trial after trial (`trainables.gang.serve`). Its owner is an actor
+without resources of its own that keeps the gang's mailbox and keeps `TorchTrainer.fit()` going: Ray Train
+replaces dead workers, the owner replaces a dead Train controller, Ray restarts a dead owner.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+import time
+import traceback
+from typing import Any
+
+import ray
+from ray import PlacementGroupID
+from ray.util import placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
+
+from trainables.gang import serve
+from tuning.gangs.mailbox import Mailbox
+from tuning.gangs.resources import GangPlan
+
+#: A Train controller looks after its workers this often; Ray's default of 2 s only delays recovery.
+TRAIN_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_V2_ENABLED": "1",
+}
+CLOSE_TIMEOUT_S = 20.0
+#: A Train controller may live on for 5 s after its owner, and in these start workers anew.
+LAST_BREATH_S = 7.0
+
+
+class GangOwner(Mailbox):
+    """The actor: a mailbox, and a thread that keeps the gang's Ray Train run alive.
+
+    Args:
+        name: the gang's name, as dashboard and tables show it.
+        max_failures: how often workers may die under one trial.
+        scratch: folder for Ray Train's own records, readable on every node.
+    """
+
+    def __init__(self, name: str, plan: GangPlan, max_failures: int, scratch: str):
+        super().__init__(max_failures)
+        self._name, self._plan, self._scratch = name, plan, scratch
+        context = ray.get_runtime_context()
+        self._myself, self._restarted = context.current_actor, context.was_current_actor_reconstructed
+        self._thread = threading.Thread(target=self._keep_training, name=name, daemon=True)
+        self._thread.start()
+
+    def close_and_wait(self, timeout_s: float) -> bool:
+        """Send the workers home; True when all of them are gone in time."""
+        self.close()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _keep_training(self) -> None:
+        if self._restarted:
+            time.sleep(LAST_BREATH_S)
+            with contextlib.suppress(Exception):  # Ray Train's own cleaner mostly suffices
+                remove_orphaned_groups()
+        while not self._closed:
+            try:
+                self._trainer().fit()
+            except BaseException:  # whatever happened to the controller costs a new one, never the gang
+                traceback.print_exc()
+                time.sleep(0.5)
+
+    def _trainer(self) -> Any:
+        from ray import train
+        from ray.train.torch import TorchTrainer
+
+        return TorchTrainer(
+            serve,
+            train_loop_config={"owner": self._myself, "cpus": self._plan.cpus_per_worker},
+            scaling_config=train.ScalingConfig(
+                num_workers=self._plan.workers,
+                use_gpu=self._plan.gpus_per_worker > 0,
+                resources_per_worker={
+                    "CPU": self._plan.cpus_per_worker,
+                    **({"GPU": self._plan.gpus_per_worker} if self._plan.gpus_per_worker else {}),
+                },
+            ),
+            run_config=train.RunConfig(
+                # A new name each time: a controller that died left its records behind under the old one.
+                name=f"{self._name}-{time.time_ns()}",
+                storage_path=self._scratch,
+                failure_config=train.FailureConfig(max_failures=-1),
+            ),
+        )
+
+
+class Gangs:
+    """All gangs of one experiment, seen from the driver. Use as a context manager."""
+
+    def __init__(self, plan: GangPlan, *, experiment: str, max_failures: int, scratch: str):
+        self._placement_groups_before = _placement_groups()
+        self._lent: dict[str, str] = {}  # gang -> run_id
+        owner = ray.remote(GangOwner)
+        # Ray Train's cleaner asks the state API, which finds no address by itself where a machine has several
+        # Rays: after a kill the dead gang's placement group would then hold its cores for ever.
+        environment = TRAIN_ENVIRONMENT | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+        self._owners: dict[str, Any] = {
+            name: owner.options(
+                name=name,
+                num_cpus=0,
+                max_concurrency=16,  # questions stay open for seconds
+                max_restarts=-1,
+                runtime_env={"env_vars": environment},
+            ).remote(name, plan, max_failures, scratch)
+            # The suffix keeps two experiments of one name apart on a shared cluster.
+            for suffix in [secrets.token_hex(2)]
+            for name in (f"{experiment}-{suffix}-gang-{index}" for index in range(plan.gangs))
+        }
+
+    def __enter__(self) -> Gangs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def any_free(self) -> bool:
+        """Whether `lend` would find a gang."""
+        return len(self._lent) < len(self._owners)
+
+    def lend(self, run_id: str) -> str:
+        """Give a free gang to `run_id`: the name of its owner's actor."""
+        name = next(name for name in self._owners if name not in self._lent)
+        self._lent[name] = run_id
+        return name
+
+    def take_back(self, run_id: str) -> None:
+        """The trial is over or was stopped: its gang is free at once. Unknown runs are ignored."""
+        for name, borrower in list(self._lent.items()):
+            if borrower == run_id:
+                self._owners[name].take_back.remote(run_id)
+                del self._lent[name]
+
+    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
+        """End all gangs and wait until Ray has their resources back.
+
+        Gangs that are between epochs leave by themselves; one in the middle of an epoch is given a moment
+        and is then killed, with its Train run: the epoch's work is lost, no checkpoint is.
+        """
+        owners = list(self._owners.values())
+        leaving = [owner.close_and_wait.remote(timeout_s) for owner in owners]
+        ray.wait(leaving, num_returns=len(leaving), timeout=timeout_s if not self._lent else 1.0)
+        for owner in owners:
+            ray.kill(owner)
+        self._owners.clear()
+        deadline = time.monotonic() + timeout_s
+        while _placement_groups() - self._placement_groups_before and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+
+def remove_orphaned_groups() -> None:
+    """Give back the cores of placement groups in which nothing lives.
+
+    Ray Train's cleaner takes a controller for dead when Ray does, some seconds before its process ends; what
+    placement group that process makes in the meantime nobody would remove, and the next gang would wait for
+    its cores for ever.
+    """
+    from ray.util.state import list_actors
+
+    here = ray.get_runtime_context().gcs_address
+    actors = list_actors(address=here, filters=[("state", "!=", "DEAD")], detail=True, limit=10_000)
+    inhabited = {actor.placement_group_id for actor in actors}
+    for key, group in placement_group_table().items():
+        holds_cores = any("CPU" in bundle for bundle in group["bundles"].values())
+        if group["state"] == "CREATED" and holds_cores and key not in inhabited:
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(key))))
+
+
+def _placement_groups() -> set[str]:
+    """Ids of the placement groups that hold resources or wait for some."""
+    return {key for key, group in placement_group_table().items() if group["state"] != "REMOVED"}

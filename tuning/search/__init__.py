@@ -1,0 +1,1 @@
+"""What runs next, and what goes on: searchers, schedulers and budgets; pure, none knows of Ray."""

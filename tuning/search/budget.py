@@ -1,0 +1,171 @@
+"""What a run may still do: trials, epochs, time, worker-hours, money and patience, counted against limits.
+
+Pure: counts and a clock that is passed in, nothing of Ray or trials. What becomes of running trials at a
+limit is for `tuning/search/search.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tuning.experiment import Budget
+
+HOUR_S = 3600.0
+
+
+class BudgetGuard:
+    """Holds a run to its limits: `may_start` another trial, or `exhausted`, so that nothing goes on.
+
+    Everything but time is counted over all resumptions of an experiment: who resumes tells of the earlier
+    trials and epochs again. Time runs from when this object was built.
+    """
+
+    def __init__(
+        self,
+        limits: Budget,
+        *,
+        workers: int = 1,
+        gangs: int = 1,
+        without_gain: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Start the clock.
+
+        Args:
+            limits: the experiment's `budget` section; a limit that is None never ends anything.
+            workers: workers of one gang.
+            gangs: trials that run at the same time.
+            without_gain: trials in a row that brought nothing better so far.
+            clock: seconds from any origin, never going back.
+        """
+        self._limits = limits
+        self._workers, self._gangs = workers, gangs
+        self._clock = clock
+        self._began = clock()
+        self._started = 0
+        self._seconds = 0.0
+        self.epochs = 0
+        """Epochs counted."""
+        self.worker_s = 0.0
+        """Seconds of work in them, summed over workers."""
+        self.without_gain = without_gain
+        """Trials in a row, up to now, that brought nothing better."""
+
+    def count_trial(self) -> None:
+        """A trial was started, now or in an earlier run."""
+        self._started += 1
+
+    def count_epoch(self, worker_s: float, seconds: float) -> None:
+        """An epoch was done, now or in an earlier run.
+
+        Args:
+            worker_s: seconds of work, summed over its workers.
+            seconds: its duration.
+        """
+        self.epochs += 1
+        self.worker_s += worker_s
+        self._seconds += seconds
+
+    def trial_over(self, improved: bool) -> None:
+        """A trial ended or was paused at a rung; `improved`: with a better best, or a larger hypervolume."""
+        self.without_gain = 0 if improved else self.without_gain + 1
+
+    @property
+    def may_start(self) -> bool:
+        """Whether a further trial may start."""
+        return not self.why_exhausted
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing may go on: what runs finishes its epoch. Not so where only `trials` is used up."""
+        return bool(self._spent_limit())
+
+    @property
+    def why_exhausted(self) -> str:
+        """One line on why no further trial may start; empty where one may."""
+        trials = self._limits.trials
+        if trials is not None and self._started >= trials and not self.exhausted:
+            return f"all {trials} trials of the budget have started"
+        return self._spent_limit()
+
+    @property
+    def epochs_left(self) -> float:
+        """Epochs that all gangs together may still run, never negative; inf where nothing limits them.
+
+        Exact for a limit on epochs; estimated for the others from what epochs took so far, and inf for them
+        before the first.
+        """
+        if self.exhausted:
+            return 0.0
+        left = [math.inf]
+        if self._limits.epochs is not None:
+            left.append(self._limits.epochs - self.epochs)
+        if self.worker_s > 0:
+            left.append(self._worker_s_left() / (self.worker_s / self.epochs))
+        if self._limits.time_s is not None and self._seconds > 0:
+            left.append(self._until_s(self._limits.time_s) * self._gangs / (self._seconds / self.epochs))
+        return max(0.0, min(left))
+
+    def has_room_for(self, epochs: int, in_flight: int) -> bool:
+        """Whether another epoch can be run and one trial still be trained for `epochs` more epochs after it.
+
+        Args:
+            epochs: of one trial, on one gang.
+            in_flight: epochs that run now on other gangs, and will be finished.
+        """
+        left = [math.inf]
+        if self._limits.epochs is not None:
+            left.append(self._limits.epochs - self.epochs - in_flight)
+        if self.worker_s > 0:
+            left.append(self._worker_s_left() / (self.worker_s / self.epochs) - in_flight)
+        if self._limits.time_s is not None and self._seconds > 0:
+            left.append(self._until_s(self._limits.time_s) / (self._seconds / self.epochs))
+        return min(left) > epochs
+
+    @property
+    def time_left_s(self) -> float | None:
+        """Seconds until time, worker-hours or money are used up if every worker is busy; None without these.
+
+        Never negative.
+        """
+        left = self._worker_s_left() / (self._workers * self._gangs)
+        if self._limits.time_s is not None:
+            left = min(left, self._until_s(self._limits.time_s))
+        return None if math.isinf(left) else left
+
+    @property
+    def cost(self) -> float | None:
+        """What the work has cost; None where `price_per_hour` is not given."""
+        price = self._limits.price_per_hour
+        return None if price is None else self.worker_s / HOUR_S * price
+
+    def _spent_limit(self) -> str:
+        """The first limit that ends everything, in words; empty where there is none."""
+        limits, hours = self._limits, self.worker_s / HOUR_S
+        if limits.time_s is not None and self._until_s(limits.time_s) == 0:
+            return f"the budget's {limits.time_s:.0f} s are over"
+        if limits.epochs is not None and self.epochs >= limits.epochs:
+            return f"all {limits.epochs} epochs of the budget are spent"
+        if limits.worker_hours is not None and hours >= limits.worker_hours:
+            return f"{hours:.4g} worker-hours are spent, the budget has {limits.worker_hours:g}"
+        if limits.money is not None and self.cost is not None and self.cost >= limits.money:
+            return f"{self.cost:.4g} is spent, the budget's money is {limits.money:g}"
+        if limits.plateau is not None and self.without_gain >= limits.plateau:
+            return f"{self.without_gain} trials in a row brought nothing better, budget.plateau is reached"
+        return ""
+
+    def _worker_s_left(self) -> float:
+        """Seconds of work that worker-hours and money still allow, never negative; inf without these."""
+        limits, left = self._limits, math.inf
+        if limits.worker_hours is not None:
+            left = limits.worker_hours * HOUR_S - self.worker_s
+        if limits.money is not None and limits.price_per_hour is not None:
+            left = min(left, limits.money / limits.price_per_hour * HOUR_S - self.worker_s)
+        return max(0.0, left)
+
+    def _until_s(self, time_s: float) -> float:
+        return max(0.0, self._began + time_s - self._clock())

@@ -1,0 +1,1 @@
+"""A search in virtual time, over learning curves that are known."""

@@ -1,0 +1,1 @@
+"""What happened, as tables in the experiment's folder: schema, writing, reading."""

@@ -1,0 +1,117 @@
+"""The files of an experiment's folder: where they are, how they are replaced, how they are read.
+
+What the tables mean is `tuning/tables/results.py`'s business. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pyarrow
+import yaml
+
+from search_spaces.space import nearest
+from tuning.environment import describe_environment
+
+if TYPE_CHECKING:
+    from tuning.experiment import Experiment
+
+
+class UnknownExperiment(LookupError):
+    """There is no experiment of that name. The message names the nearest ones."""
+
+
+class UnreadableResults(ValueError):
+    """A table on disk is not what this program wrote."""
+
+
+def find_folder(name_or_folder: str | Path, storage: str | Path = "captune-results") -> Path:
+    """Folder of an experiment: the one of that name in `storage`, else `name_or_folder` as a path.
+
+    Raises:
+        UnknownExperiment: neither is an experiment.
+    """
+    for folder in (Path(storage) / name_or_folder, Path(name_or_folder)):
+        if (folder / "experiment.yaml").is_file():
+            return folder
+    hint = nearest(str(name_or_folder), list_experiments(storage))
+    raise UnknownExperiment(f"no experiment {str(name_or_folder)!r} in storage {str(storage)!r}{hint}")
+
+
+def list_experiments(storage: str | Path = "captune-results") -> list[str]:
+    """Names of the experiments in `storage`."""
+    return sorted(found.parent.name for found in Path(storage).glob("*/experiment.yaml"))
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table as it was written, dtypes included.
+
+    Raises:
+        UnreadableResults: not a Parquet file.
+    """
+    try:
+        return pd.read_parquet(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UnreadableResults(f"{path} is not a readable Parquet table: {error}") from error
+
+
+def write_table(frame: pd.DataFrame, path: Path) -> None:
+    """Replace the table at `path` in one step: a reader sees the old one or the new one."""
+    _replace(path, lambda file: frame.to_parquet(file, index=False))
+
+
+def write_description(experiment: Experiment, *, command: Sequence[str]) -> None:
+    """Write `experiment.yaml` (resolved) and `environment.json`, where the run starts or is resumed.
+
+    The first start stays at the top level of `environment.json`; each later one is added to `resumed`. What
+    `write_end` noted goes: the run has not ended any more.
+    """
+    folder = experiment.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(experiment.to_dict(), sort_keys=False, allow_unicode=True)
+    _replace(folder / "experiment.yaml", lambda file: file.write(text.encode()))
+    now = describe_environment(command=command, seed=experiment.search.seed)
+    path = folder / "environment.json"
+    try:
+        record = json.loads(path.read_text())
+        record.setdefault("resumed", []).append(now)
+        record.pop("ended", None)
+    except (OSError, ValueError):
+        record = now
+    _replace(path, lambda file: file.write(json.dumps(record, indent=2).encode()))
+
+
+def write_end(folder: Path, *, without_gain: int) -> None:
+    """Note in `environment.json` that a run came to its end, and what its tables do not tell.
+
+    Args:
+        without_gain: trials in a row, the last ones, that brought nothing better.
+    """
+    path = folder / "environment.json"
+    record = json.loads(path.read_text()) | {"ended": {"without_gain": without_gain}}
+    _replace(path, lambda file: file.write(json.dumps(record, indent=2).encode()))
+
+
+def without_gain_at_end(folder: Path) -> int:
+    """What `write_end` noted; 0 where no run came to its end, or nothing can be read."""
+    try:
+        return int(json.loads((folder / "environment.json").read_text())["ended"]["without_gain"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
+
+
+def _replace(path: Path, write: Callable[[Any], Any]) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
