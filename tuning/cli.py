@@ -68,19 +68,10 @@ def main() -> None:
         sys.path.insert(0, str(Path.cwd()))
 
 
-for command in (
-    run,
-    check,
-    compress,
-    results,
-    best,
-    list_command,
-    caption,
-    pareto,
-    compare,
-    export,
-    simulate,
-):
+_RUNNING = (run, check, compress)
+_READING = (results, best, list_command, caption, simulate)
+_CHOOSING = (pareto, compare, export)
+for command in (*_RUNNING, *_READING, *_CHOOSING):
     main.add_command(command)
 for found_command in entry_points(group="captune.commands"):  # of jobs: this package never imports cluster
     main.add_command(found_command.load())
