@@ -169,10 +169,12 @@ class Modelled:
         level = highest_level(observed, self._levels, self._enough)
         if level is None:
             return self._random.propose(number, observed)
-        shown = [(o, o.results[level]) for o in observed if _usable(o, level)]
-        if self._ranked and len(shown[0][1].losses) == 1:
-            shown = _ranked(observed, [each for each in self._levels if each <= level])
-        shown = _most_telling(shown)
+        objectives = next(len(o.results[level].losses) for o in observed if _usable(o, level))
+        if self._ranked and objectives == 1:
+            lower = [each for each in self._levels if each <= level]
+            shown = _most_telling(observed, lower, ranked=True)
+        else:
+            shown = _most_telling(observed, [level])
         study = _study(self._space, shown, self._sampler(_seed(self._seed, number)))
         return Proposal(self._space.suggest(study.ask()))
 
@@ -267,30 +269,36 @@ def highest_level(observed: Sequence[Observed], levels: Sequence[int], enough: i
     return None
 
 
-def _ranked(observed: Sequence[Observed], levels: Sequence[int]) -> list[tuple[Observed, Standing]]:
-    """Trials with the rank of their last result as their loss: the highest rung first, then the better."""
-    last = [(trial, max(levels_of)) for trial in observed if (levels_of := _reached(trial, levels))]
-    order = sorted(last, key=lambda each: (-each[1], each[0].results[each[1]].key))
-    ranks = {id(trial): float(rank) for rank, (trial, _) in enumerate(order)}
-    return [(trial, Standing((ranks[id(trial)],))) for trial, _ in last]
+def _most_telling(
+    observed: Sequence[Observed], levels: Sequence[int], *, ranked: bool = False
+) -> list[tuple[Observed, Standing]]:
+    """Trials, each with its result at the last of `levels` that it reached.
 
+    All of them, or where they are many the best half and the latest half of `MODELLED`: models cost by their
+    number. It is asked for every proposal, so what it does for each trial is little.
 
-def _reached(trial: Observed, levels: Sequence[int]) -> list[int]:
-    return [level for level in levels if _usable(trial, level)]
+    Args:
+        ranked: instead of the result its rank as a loss: the highest rung first, then the better.
+    """
+    descending = levels[::-1]
+    last = [
+        (trial, trial.results[level], level)
+        for trial in observed
+        if (level := next((each for each in descending if _usable(trial, each)), 0))
+    ]
+    keys = np.array([(standing.losses[0], standing.violation, -level) for _, standing, level in last])
+    places = np.argsort(np.lexsort(keys.T)).tolist()
+    best, latest = MODELLED // 2, len(last) - MODELLED // 2
+    return [
+        (trial, Standing((float(place),)) if ranked else standing)
+        for index, ((trial, standing, _), place) in enumerate(zip(last, places, strict=True))
+        if len(last) <= MODELLED or place < best or index >= latest
+    ]
 
 
 def _usable(trial: Observed, level: int) -> bool:
     standing = trial.results.get(level)
     return standing is not None and standing.finite
-
-
-def _most_telling(shown: list[tuple[Observed, Standing]]) -> list[tuple[Observed, Standing]]:
-    """All, or where they are many the best and the latest: models cost by their number."""
-    if len(shown) <= MODELLED:
-        return shown
-    best = sorted(range(len(shown)), key=lambda i: (shown[i][1].violation, shown[i][1].losses[0]))
-    kept = {*best[: MODELLED // 2], *range(len(shown) - MODELLED // 2, len(shown))}
-    return [shown[index] for index in sorted(kept)]
 
 
 class _Told(FrozenTrial):

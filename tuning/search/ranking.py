@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import moocore
 import numpy as np
@@ -26,10 +26,12 @@ class Standing:
     violation: float = 0.0
     """Sum of the relative excesses over the constraints; 0 where all are kept."""
 
-    @property
-    def finite(self) -> bool:
-        """Whether it can be compared at all."""
-        return all(map(math.isfinite, self.losses)) and not math.isnan(self.violation)
+    finite: bool = field(init=False, compare=False, repr=False)
+    """Whether it can be compared at all."""
+
+    def __post_init__(self) -> None:
+        finite = all(map(math.isfinite, self.losses)) and not math.isnan(self.violation)
+        object.__setattr__(self, "finite", finite)  # asked for thousands of trials, at every proposal
 
     @property
     def key(self) -> tuple[float, float]:
