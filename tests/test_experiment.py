@@ -467,6 +467,18 @@ def test_durations(text, seconds):
     assert Experiment.from_dict(tree).budget.time_s == seconds
 
 
+@pytest.mark.parametrize(("given", "seconds"), [("auto", None), ("30m", 1800), (10, 10)])
+def test_hang_timeout(given, seconds):
+    tree = yaml.safe_load(BASE) | {"training": {"hang_timeout": given}}
+    assert Experiment.from_dict(tree).training.hang_timeout_s == seconds
+
+
+def test_a_hang_timeout_in_which_workers_need_not_speak_is_refused():
+    tree = yaml.safe_load(BASE) | {"training": {"hang_timeout": "5s"}}
+    with pytest.raises(ExperimentError, match="hang_timeout: got '5s': must be 'auto' or at least 10s"):
+        Experiment.from_dict(tree)
+
+
 def test_constraints_measure_how_far_beyond_they_are():
     tree = yaml.safe_load(BASE) | {"constraints": [{"metric": "a", "max": 20}, {"metric": "b", "min": 0.5}]}
     most, least = Experiment.from_dict(tree).constraints

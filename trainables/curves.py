@@ -23,9 +23,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trainables.trial import Metrics, SettingsError, TrialContext, TrialDiverged
 
+FOR_EVER_S = 1e6
+
 
 class CurveSettings(BaseModel):
-    """Settings of one trial. The last three exist to try what the tuning side does about trouble."""
+    """Settings of one trial. The last ones exist to try what the tuning side does about trouble."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -41,8 +43,11 @@ class CurveSettings(BaseModel):
     """Epoch in which every worker raises TrialDiverged."""
     crash_at_epoch: int | None = Field(default=None, ge=1)
     """Epoch in which the process of the highest rank dies without a word; needs `crash_marker`."""
+    hang_at_epoch: int | None = Field(default=None, ge=1)
+    """Epoch in which the highest rank stands still for ever; needs `crash_marker`."""
     crash_marker: Path | None = None
-    """File written just before the crash: where it exists there is no crash, so that a retry gets through."""
+    """File written just before the crash or the hang: where it exists there is none, so that a retry gets
+    through."""
 
 
 class Curves:
@@ -83,8 +88,11 @@ class Curves:
             raise TrialDiverged(f"told to diverge in epoch {epoch}")
         if epoch == settings.fail_at_epoch:
             raise RuntimeError(f"told to fail in epoch {epoch}")
-        if epoch == settings.crash_at_epoch and self.context.rank == self.context.world_size - 1:
-            self._crash_once()
+        if self.context.rank == self.context.world_size - 1:
+            if epoch == settings.crash_at_epoch and self._first_time():
+                os._exit(1)
+            if epoch == settings.hang_at_epoch and self._first_time():
+                time.sleep(FOR_EVER_S)
         self.epoch = epoch
         return {"train_loss": 1 - self._score(), "learning_rate": settings.learning_rate}
 
@@ -112,10 +120,10 @@ class Curves:
         noise = random.Random(f"{self.context.seed} {self.epoch}").gauss(0, 1) * settings.noise
         return asymptote * -math.expm1(-speed * self.epoch) + noise
 
-    def _crash_once(self) -> None:
+    def _first_time(self) -> bool:
         marker = self.settings.crash_marker
         if marker is None:
-            raise ValueError("crash_at_epoch needs crash_marker, the file that remembers the crash")
-        if not marker.exists():
-            marker.touch()
-            os._exit(1)
+            raise ValueError("crash_at_epoch and hang_at_epoch need crash_marker, the file that remembers")
+        first = not marker.exists()
+        marker.touch()
+        return first

@@ -35,6 +35,8 @@ class Order:
     epoch: int = 0
     """Epochs done before; training goes on with the next."""
     attempt: int = 1
+    slowest_epoch_s: float = 0.0
+    """Duration of its slowest epoch so far, seconds; 0.0 before the first."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,8 +104,13 @@ def _drive(
 
     if search.finished:
         return
+    training = experiment.training
     with Gangs(
-        plan, experiment=experiment.name, max_failures=experiment.training.max_failures, scratch=str(scratch)
+        plan,
+        experiment=experiment.name,
+        max_failures=training.max_failures,
+        hang_timeout_s=training.hang_timeout_s,
+        scratch=str(scratch),
     ) as gangs:
         scheduler = TuneScheduler(search, gangs)
         tuner = tune.Tuner(
@@ -154,6 +159,7 @@ def _order_maker(
             folder=str(folder / "checkpoints" / run.trial_id),
             epoch=run.epoch,
             attempt=run.attempt,
+            slowest_epoch_s=run.slowest_epoch_s,
         )
 
     return order_for

@@ -38,6 +38,8 @@ from tuning.gangs.resources import GangPlan, plan_gangs
 __all__ = ["Constraint", "Experiment", "ExperimentError", "GangPlan", "Objective"]
 
 
+#: Workers that wait for work speak to their owner every 5 s (`trainables.gang.POLL_S`).
+SHORTEST_HANG_S = 10.0
 #: How a place that is no folder begins.
 _URL = r"[A-Za-z][A-Za-z0-9+.-]*://"
 
@@ -221,6 +223,10 @@ class Training(_Strict):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Times that a trial is taken up again after one of its workers died."""
+    hang_timeout: str | float = "auto"
+    """Workers from which nothing was heard for so long, in the middle of an epoch, are replaced as dead ones
+    are: seconds, or text such as `90s`, `30m`. `auto`: ten times the trial's slowest epoch so far and at
+    least 5 minutes; 6 hours before its first one is done."""
 
     @field_validator("gpus_per_worker", mode="plain")
     @classmethod
@@ -229,6 +235,18 @@ class Training(_Strict):
         if value == "auto" or (number and (0 <= value <= 1 or value == int(value) > 0)):  # type: ignore
             return value if value == "auto" else float(value)  # type: ignore[arg-type]
         raise ValueError("must be 'auto', a share of a GPU from 0 to 1, or a whole number")
+
+    @field_validator("hang_timeout", mode="plain")
+    @classmethod
+    def _hang_timeout(cls, value: object) -> object:
+        if value != "auto" and _seconds(value) < SHORTEST_HANG_S:
+            raise ValueError(f"must be 'auto' or at least {SHORTEST_HANG_S:g}s: what waits speaks every 5 s")
+        return value
+
+    @property
+    def hang_timeout_s(self) -> float | None:
+        """`hang_timeout` in seconds; None where it is `auto`."""
+        return None if self.hang_timeout == "auto" else _seconds(self.hang_timeout)
 
     @field_validator("gangs", mode="plain")
     @classmethod

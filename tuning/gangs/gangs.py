@@ -22,6 +22,7 @@ from ray.util.placement_group import PlacementGroup
 from trainables.gang import serve
 from tuning.gangs.mailbox import Mailbox
 from tuning.gangs.resources import GangPlan
+from tuning.gangs.watchdog import Watchdog
 
 #: A Train controller looks after its workers this often; Ray's default of 2 s only delays recovery.
 TRAIN_ENVIRONMENT = {
@@ -29,6 +30,7 @@ TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
 }
 CLOSE_TIMEOUT_S = 20.0
+WATCH_S = 1.0  # how often an owner looks whether its workers still get on
 #: A Train controller may live on for 5 s after its owner, and in these start workers anew.
 LAST_BREATH_S = 7.0
 
@@ -39,16 +41,25 @@ class GangOwner(Mailbox):
     Args:
         name: the gang's name, as dashboard and tables show it.
         max_failures: how often workers may die under one trial.
+        hang_timeout_s: see `Watchdog`.
         scratch: folder for Ray Train's own records, readable on every node.
     """
 
-    def __init__(self, name: str, plan: GangPlan, max_failures: int, scratch: str):
-        super().__init__(max_failures)
+    def __init__(
+        self, name: str, plan: GangPlan, max_failures: int, hang_timeout_s: float | None, scratch: str
+    ):
+        super().__init__(max_failures, Watchdog(hang_timeout_s))
         self._name, self._plan, self._scratch = name, plan, scratch
+        self._workers: dict[int, Any] = {}  # actor handles by rank, the latest that joined
         context = ray.get_runtime_context()
         self._myself, self._restarted = context.current_actor, context.was_current_actor_reconstructed
         self._thread = threading.Thread(target=self._keep_training, name=name, daemon=True)
         self._thread.start()
+        threading.Thread(target=self._keep_watch, daemon=True).start()
+
+    def join(self, rank: int, worker: Any) -> None:
+        """A worker is there: its rank and its actor's handle."""
+        self._workers[rank] = worker
 
     def close_and_wait(self, timeout_s: float) -> bool:
         """Send the workers home; True when all of them are gone in time."""
@@ -67,6 +78,16 @@ class GangOwner(Mailbox):
             except BaseException:  # whatever happened to the controller costs a new one, never the gang
                 traceback.print_exc()
                 time.sleep(0.5)
+
+    def _keep_watch(self) -> None:
+        """Kill workers that hang: Ray Train then replaces them as any that died."""
+        while not self._closed:
+            time.sleep(WATCH_S)
+            if hang := self._watchdog.hang():
+                self.suspect(self._lease, hang)
+                self._watchdog.rest()
+                for worker in list(self._workers.values()):
+                    ray.kill(worker)
 
     def _trainer(self) -> Any:
         from ray import train
@@ -95,7 +116,15 @@ class GangOwner(Mailbox):
 class Gangs:
     """All gangs of one experiment, seen from the driver. Use as a context manager."""
 
-    def __init__(self, plan: GangPlan, *, experiment: str, max_failures: int, scratch: str):
+    def __init__(
+        self,
+        plan: GangPlan,
+        *,
+        experiment: str,
+        max_failures: int,
+        hang_timeout_s: float | None,
+        scratch: str,
+    ):
         self._placement_groups_before = _placement_groups()
         self._lent: dict[str, str] = {}  # gang -> run_id
         owner = ray.remote(GangOwner)
@@ -109,7 +138,7 @@ class Gangs:
                 max_concurrency=16,  # questions stay open for seconds
                 max_restarts=-1,
                 runtime_env={"env_vars": environment},
-            ).remote(name, plan, max_failures, scratch)
+            ).remote(name, plan, max_failures, hang_timeout_s, scratch)
             # The suffix keeps two experiments of one name apart on a shared cluster.
             for suffix in [secrets.token_hex(2)]
             for name in (f"{experiment}-{suffix}-gang-{index}" for index in range(plan.gangs))

@@ -16,6 +16,7 @@ import threading
 from typing import Literal
 
 from trainables.order import Failure, Order, Report
+from tuning.gangs.watchdog import Watchdog
 
 
 class Mailbox:
@@ -23,10 +24,12 @@ class Mailbox:
 
     Args:
         max_failures: how often the workers may die under one trial before it counts as failed.
+        watchdog: told of the workers' signs of life.
     """
 
-    def __init__(self, max_failures: int):
+    def __init__(self, max_failures: int, watchdog: Watchdog | None = None):
         self._max_failures = max_failures
+        self._watchdog = watchdog or Watchdog()
         self._changed = threading.Condition()
         self._order: Order | None = None
         # Not from 0: a worker that outlived its owner must not hold a lease of the next owner's.
@@ -90,6 +93,7 @@ class Mailbox:
         self._reports = {}
         self._failure = None
         self._suspicion = ""
+        self._watchdog.watch(order.slowest_epoch_s)
 
     # The workers' side.
 
@@ -100,6 +104,7 @@ class Mailbox:
         order, to go on from its last report.
         """
         with self._changed:
+            self._watchdog.heard()
             if lease is None and self._handed_out:
                 self._handed_out = False
             self._changed.wait_for(lambda: self._closed or self._has_work(), timeout_s)
@@ -113,12 +118,14 @@ class Mailbox:
         """Take the report of an epoch; a stale lease's is dropped."""
         with self._changed:
             if self._current(lease):
+                self._watchdog.heard(report.metrics.get("seconds", 0.0))
                 self._reports[report.epoch] = report
                 self._changed.notify_all()
 
     def may_go_on(self, lease: int, epoch: int, timeout_s: float) -> bool | None:
         """Whether to train on after `epoch`; None: nobody has decided yet, ask again."""
         with self._changed:
+            self._watchdog.heard()
             self._changed.wait_for(
                 lambda: self._closed or not self._current(lease) or self._allowed_epoch > epoch, timeout_s
             )

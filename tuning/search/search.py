@@ -64,6 +64,7 @@ class Trial:
     attempt: int = 1
     lost: int = field(default=0)
     """How often a driver lost the trial (its actor or its node died)."""
+    slowest_epoch_s: float = 0.0
 
     @property
     def new_fork(self) -> bool:
@@ -79,6 +80,8 @@ class Run:
     config: Mapping[str, Any]
     epoch: int
     attempt: int
+    slowest_epoch_s: float
+    """Duration of its slowest epoch so far, seconds; 0.0 before the first."""
 
 
 class Search:
@@ -141,7 +144,13 @@ class Search:
         trial, self._next = self._next, None
         self._running.add(trial.trial_id)
         self._tell(self._started(trial))
-        return Run(trial_id=trial.trial_id, config=trial.config, epoch=trial.epoch, attempt=trial.attempt)
+        return Run(
+            trial_id=trial.trial_id,
+            config=trial.config,
+            epoch=trial.epoch,
+            attempt=trial.attempt,
+            slowest_epoch_s=trial.slowest_epoch_s,
+        )
 
     def report(self, trial_id: str, report: Report, *, gang: str = "") -> Decision:
         """Take an epoch's figures and decide: the trial goes on, or leaves its gang (`Decision.leaves`)."""
@@ -151,7 +160,7 @@ class Search:
         if report.epoch <= trial.epoch:
             return Decision("continue")  # a restarted trial repeats what was told before
         trial.epoch, trial.attempt = report.epoch, report.attempt
-        self._budget.count_epoch(report.metrics.get("worker_s", 0.0), report.metrics.get("seconds", 0.0))
+        self._count_epoch(trial, report.metrics)
         missing = self._missing_objective(report)
         if missing is not None:
             self._end(trial, "failed", missing)
@@ -257,13 +266,18 @@ class Search:
                 self._was_over(trial, row["state"])
                 continue
             trial.epoch, trial.attempt = row["epoch"], row["attempt"]
-            self._budget.count_epoch(row["metrics"].get("worker_s", 0.0), row["metrics"].get("seconds", 0.0))
+            self._count_epoch(trial, row["metrics"])
             decision = decisions[trial.trial_id] = self._decide(trial, self._as_reported(row))
             if decision.leaves or trial.epoch >= self._max_epochs:
                 self._left_its_gang()
         for trial_id, trial in list(self._trials.items()):
             self._settle(trial, states.get(trial_id), decisions.get(trial_id, Decision("continue")))
         self._false_start.resumed()
+
+    def _count_epoch(self, trial: Trial, metrics: Mapping[str, float]) -> None:
+        seconds = metrics.get("seconds", 0.0)
+        trial.slowest_epoch_s = max(trial.slowest_epoch_s, seconds)
+        self._budget.count_epoch(metrics.get("worker_s", 0.0), seconds)
 
     def _as_reported(self, row: Mapping[str, Any]) -> Mapping[str, float]:
         """The figures of an epoch of the table, where NaN is an empty cell."""
