@@ -1,0 +1,199 @@
+"""A real Ray cluster of several nodes on this machine, for tests: nodes join, are killed, and leave no trace.
+
+Every node is a `ray start --block` of its own, as on a machine of its own: with its processes, ports, folder,
+object store and address in 127.0.0.0/8, so that tables and dashboard tell the nodes apart. All ask for a token.
+
+Ray's own `ray.cluster_utils.Cluster` is not used: its nodes are children of the test's process and take their
+token from it, where Ray reads one only once, while the session's Ray needs another; it writes the address that
+every `ray.init()` on this machine finds; and it kills a node's services, not its workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import psutil
+
+#: Ray's command, told by the kernel when the tests die: then its nodes end, too, and take their workers along.
+RAY = [
+    sys.executable,
+    "-c",
+    "import ctypes, signal; ctypes.CDLL(None).prctl(1, signal.SIGTERM)\n"
+    "from ray.scripts.scripts import main; main()",
+]
+OBJECT_STORE_BYTES = 100 * 1024**2
+START_S = 120
+LEAVE_S = 20
+
+
+def free_ports(count):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+class Raylet:
+    """One node: `name`, `ip`, `pid` of its `ray start`, and whatever that has started since."""
+
+    def __init__(self, name, ip, folder, options, environment):
+        self.name, self.ip, self.folder = name, ip, folder
+        folder.mkdir()
+        ports = ["dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port"]
+        ports = [f"--{each}={port}" for each, port in zip(ports, free_ports(len(ports)), strict=True)]
+        command = [*RAY, "start", "--block", "--disable-usage-stats", f"--node-name={name}", *ports]
+        command += [f"--node-ip-address={ip}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
+        command += [f"--temp-dir={folder}", "--min-worker-port=0", "--max-worker-port=0", *options]
+        with (folder / "ray_start.log").open("w") as log:
+            # A session of its own, by which its processes are found even where their parents are gone.
+            self._starter = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        self.pid = self._starter.pid
+
+    @property
+    def log(self):
+        """What its `ray start` said."""
+        return (self.folder / "ray_start.log").read_text()
+
+    def processes(self):
+        """All that lives of the node: its services, agents, workers, and the drivers of jobs on it."""
+        found = {process for process in psutil.process_iter() if self._owns(process)}
+        for process in list(found):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.update(process.children(recursive=True))  # a job's driver has a session of its own
+        return {process for process in found if _lives(process)}
+
+    def _owns(self, process):
+        with contextlib.suppress(OSError):
+            return os.getsid(process.pid) == self.pid
+        return False
+
+    def kill(self):
+        """End it as a power cut would: nothing of it gets to say a word."""
+        while family := self.processes():
+            for process in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(family, timeout=1)
+        self._starter.wait()
+
+    def leave(self):
+        """End it in good order; what is still there after a while is killed."""
+        before = self.processes()
+        with contextlib.suppress(ProcessLookupError):
+            self._starter.send_signal(signal.SIGTERM)
+        psutil.wait_procs(before, timeout=LEAVE_S)
+        for process in filter(_lives, before):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.kill()
+
+
+class Raylets:
+    """A cluster of nodes with `cpus` cores each, the head being the first. Use as a context manager.
+
+    `address` is the dashboard's, `environment` what a process needs to have the right token, `nodes` maps names
+    to what is alive.
+    """
+
+    def __init__(self, count, *, cpus=1):
+        # Ray's sockets lie in its folders, and their paths must be short.
+        self.folder = Path(tempfile.mkdtemp(prefix="captune-"))
+        self._token = secrets.token_hex(32)
+        (self.folder / "token").write_text(self._token)
+        outer = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.folder / "token")}
+        self.environment = outer | token
+        self.nodes, self._started = {}, 0
+        try:
+            names = ["port", "dashboard-port", "ray-client-server-port"]
+            ports = dict(zip(names, free_ports(len(names)), strict=True))
+            self.address = f"http://127.0.0.1:{ports['dashboard-port']}"
+            self.gcs_address = f"127.0.0.1:{ports['port']}"
+            self.head = self._start(
+                "--head", "--dashboard-host=127.0.0.1", *(f"--{k}={v}" for k, v in ports.items()), cpus=cpus
+            )
+            self._wait_for_nodes()
+            for _ in range(count - 1):
+                self._join(cpus)
+            self._wait_for_nodes()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def add(self, *, cpus=1):
+        """Let a node join; returns it when the cluster knows it."""
+        node = self._join(cpus)
+        self._wait_for_nodes()
+        return node
+
+    def kill(self, node):
+        """Kill -9 a whole node, as if its machine were gone."""
+        del self.nodes[node.name]
+        node.kill()
+
+    def ask(self, path):
+        """What the dashboard's API answers under `path`, as JSON."""
+        header = {"Authorization": f"Bearer {self._token}"}
+        with urllib.request.urlopen(urllib.request.Request(self.address + path, headers=header)) as answer:
+            return json.load(answer)
+
+    def close(self):
+        """End everything, and remove its folder."""
+        for node in [*self.nodes.values()][::-1]:  # the head last
+            node.leave()
+        self.nodes.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _join(self, cpus):
+        return self._start(f"--address={self.gcs_address}", "--include-log-monitor=false", cpus=cpus)
+
+    def _start(self, *options, cpus):
+        self._started += 1
+        name = f"node-{self._started}"
+        options = [*options, f"--num-cpus={cpus}"]
+        node = Raylet(
+            name, f"127.0.0.{self._started}", self.folder / str(self._started), options, self.environment
+        )
+        self.nodes[name] = node
+        return node
+
+    def _wait_for_nodes(self):
+        deadline = time.monotonic() + START_S
+        while not set(self.nodes) <= self._alive():
+            for node in self.nodes.values():
+                assert psutil.pid_exists(node.pid) and time.monotonic() < deadline, node.log
+            time.sleep(0.3)
+
+    def _alive(self):
+        with contextlib.suppress(urllib.error.URLError, ConnectionError, KeyError, TypeError):
+            found = self.ask("/api/v0/nodes")["data"]["result"]["result"]
+            return {node["node_name"] for node in found if node["state"] == "ALIVE"}
+        return set()
+
+
+def _lives(process):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
