@@ -1,11 +1,11 @@
 """A real Ray cluster of several nodes on this machine, for tests: nodes join, are killed, and leave no trace.
 
-Every node is a `ray start --block` of its own, as on a machine of its own: with its processes, ports, folder,
-object store and address in 127.0.0.0/8, so that tables and dashboard tell the nodes apart. All ask for a token.
+Every node is a `ray start --block`, as on a machine of its own: with its processes, ports, folder, object
+store and address in 127.0.0.0/8, so that tables and dashboard tell the nodes apart. All ask for a token.
 
-Ray's own `ray.cluster_utils.Cluster` is not used: its nodes are children of the test's process and take their
-token from it, where Ray reads one only once, while the session's Ray needs another; it writes the address that
-every `ray.init()` on this machine finds; and it kills a node's services, not its workers.
+Ray's own `ray.cluster_utils.Cluster` is not used: it takes the token of the test's process, where Ray reads
+one only once and the session's Ray needs another; it writes the address that every `ray.init()` on this
+machine finds; and it kills a node's services, not its workers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 
 import psutil
 
-#: Ray's command, told by the kernel when the tests die: then its nodes end, too, and take their workers along.
+#: Ray's command; the kernel tells it when the tests die, and it ends with all that it started.
 RAY = [
     sys.executable,
     "-c",
@@ -70,6 +70,11 @@ class Raylet:
         """What its `ray start` said."""
         return (self.folder / "ray_start.log").read_text()
 
+    @property
+    def runs(self):
+        """Whether its `ray start` does."""
+        return self._starter.poll() is None
+
     def processes(self):
         """All that lives of the node: its services, agents, workers, and the drivers of jobs on it."""
         found = {process for process in psutil.process_iter() if self._owns(process)}
@@ -107,8 +112,8 @@ class Raylet:
 class Raylets:
     """A cluster of nodes with `cpus` cores each, the head being the first. Use as a context manager.
 
-    `address` is the dashboard's, `environment` what a process needs to have the right token, `nodes` maps names
-    to what is alive.
+    `address` is the dashboard's, `environment` what a process needs to have the right token, `nodes` are those
+    that were not killed, by name.
     """
 
     def __init__(self, count, *, cpus=1):
@@ -124,10 +129,9 @@ class Raylets:
             names = ["port", "dashboard-port", "ray-client-server-port"]
             ports = dict(zip(names, free_ports(len(names)), strict=True))
             self.address = f"http://127.0.0.1:{ports['dashboard-port']}"
-            self.gcs_address = f"127.0.0.1:{ports['port']}"
-            self.head = self._start(
-                "--head", "--dashboard-host=127.0.0.1", *(f"--{k}={v}" for k, v in ports.items()), cpus=cpus
-            )
+            options = [f"--{name}={port}" for name, port in ports.items()]
+            self.head = self._start("--head", "--dashboard-host=127.0.0.1", *options, cpus=cpus)
+            self.gcs_address = f"{self.head.ip}:{ports['port']}"
             self._wait_for_nodes()
             for _ in range(count - 1):
                 self._join(cpus)
@@ -171,19 +175,17 @@ class Raylets:
 
     def _start(self, *options, cpus):
         self._started += 1
-        name = f"node-{self._started}"
+        # From 127.0.0.2 on: Ray takes 127.0.0.1 for this machine's address to the outside.
+        name, ip = f"node-{self._started}", f"127.0.0.{self._started + 1}"
         options = [*options, f"--num-cpus={cpus}"]
-        node = Raylet(
-            name, f"127.0.0.{self._started}", self.folder / str(self._started), options, self.environment
-        )
-        self.nodes[name] = node
-        return node
+        self.nodes[name] = Raylet(name, ip, self.folder / str(self._started), options, self.environment)
+        return self.nodes[name]
 
     def _wait_for_nodes(self):
         deadline = time.monotonic() + START_S
         while not set(self.nodes) <= self._alive():
             for node in self.nodes.values():
-                assert psutil.pid_exists(node.pid) and time.monotonic() < deadline, node.log
+                assert node.runs and time.monotonic() < deadline, node.log
             time.sleep(0.3)
 
     def _alive(self):

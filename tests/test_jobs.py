@@ -1,19 +1,15 @@
 """Experiments as jobs: what is refused, what is sent, and a real head node that runs one."""
 
-import contextlib
 import importlib
 import os
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 from importlib.metadata import entry_points
 from pathlib import Path
 
-import psutil
 import pytest
 from click.testing import CliRunner
+from raylets import Raylets
 
 from cluster.jobs import load_for_cluster, pack
 from tuning.cli import main
@@ -96,39 +92,6 @@ def test_what_does_not_answer_is_told():
     assert outcome.exit_code == 2 and "http://HEAD:8265" in outcome.output
 
 
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-@contextlib.contextmanager
-def head_node(folder, environment):
-    """The dashboard's address of a head node with two cores, a folder and ports of its own."""
-    ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
-    names = ["port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port"]
-    names += ["ray-client-server-port", "metrics-export-port"]
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
-    options = [f"--{name}={port}" for name, port in ports.items()]
-    options += ["--num-cpus=2", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}"]
-    options += ["--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"]
-    log = (folder / "head.log").open("w")
-    head = subprocess.Popen([*ray, *options], env=environment, stdout=log, stderr=log)
-    try:
-        yield f"http://127.0.0.1:{ports['dashboard-port']}", head
-    finally:
-        family = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
-        head.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            head.wait(45)
-        for process in [*family, head]:
-            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-                process.kill()
-        log.close()
-
-
 def captune(*words, environment):
     """The command in a process of its own: Ray reads a token once per process."""
     command = [sys.executable, "-m", "tuning.cli", *words]
@@ -137,39 +100,31 @@ def captune(*words, environment):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_head_node_runs_an_experiment(tmp_path_factory):
-    results = tmp_path_factory.mktemp("results")
-    # Ray's sockets lie in its folder, and their paths must be short.
-    with tempfile.TemporaryDirectory(prefix="captune-", ignore_cleanup_errors=True) as short:
-        folder = Path(short)
-        (folder / "token").write_text("right" * 8)
-        (folder / "other").write_text("wrong" * 8)
-        outer = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        outer |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
-        with head_node(folder, outer) as (address, head):
-            where = ["--address", address]
-            deadline = 120
-            while (asked := captune("status", "nope", *where, environment=outer)).returncode == 1:
-                assert head.poll() is None and (deadline := deadline - 1), (folder / "head.log").read_text()
-            assert asked.returncode == 2 and "no job 'nope'" in asked.stderr
+def test_a_head_node_runs_an_experiment(tmp_path):
+    results = tmp_path / "results"
+    with Raylets(1, cpus=2) as cluster:
+        outer, where = cluster.environment, ["--address", cluster.address]
+        asked = captune("status", "nope", *where, environment=outer)
+        assert asked.returncode == 2 and "no job 'nope'" in asked.stderr
 
-            wrong = outer | {"RAY_AUTH_TOKEN_PATH": str(folder / "other")}
-            asked = captune("status", "nope", *where, environment=wrong)
-            assert asked.returncode == 2 and "refused the token" in asked.stderr
+        (tmp_path / "other").write_text("wrong" * 8)
+        wrong = outer | {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "other")}
+        asked = captune("status", "nope", *where, environment=wrong)
+        assert asked.returncode == 2 and "refused the token" in asked.stderr
 
-            words = [POLYNOMIAL, *where, "--storage", str(results), "--python", sys.executable]
-            done = captune("submit", *words, "--set", "budget.trials=3", "--follow", environment=outer)
-            assert done.returncode == 0, done.stdout + done.stderr
-            job = done.stdout.split()[0]
-            assert len(load("polynomial", results).trials) == 3
+        words = [POLYNOMIAL, *where, "--storage", str(results), "--python", sys.executable]
+        done = captune("submit", *words, "--set", "budget.trials=3", "--follow", environment=outer)
+        assert done.returncode == 0, done.stdout + done.stderr
+        job = done.stdout.split()[0]
+        assert len(load("polynomial", results).trials) == 3
 
-            told = captune("status", job, *where, environment=outer).stdout
-            lines = dict(line.split(maxsplit=1) for line in told.splitlines())
-            assert lines["status"] == "SUCCEEDED" and lines["experiment"] == "polynomial"
-            assert lines["objectives"] == "val_loss min" and lines["storage"] == str(results)
-            assert "3 of 3 trials done" in captune("logs", job, *where, environment=outer).stdout
-            assert "had ended" in captune("stop", job, *where, environment=outer).stdout
+        told = captune("status", job, *where, environment=outer).stdout
+        lines = dict(line.split(maxsplit=1) for line in told.splitlines())
+        assert lines["status"] == "SUCCEEDED" and lines["experiment"] == "polynomial"
+        assert lines["objectives"] == "val_loss min" and lines["storage"] == str(results)
+        assert "3 of 3 trials done" in captune("logs", job, *where, environment=outer).stdout
+        assert "had ended" in captune("stop", job, *where, environment=outer).stdout
 
-            # Its results are there: refused by `captune run` on the head, and so by submit --follow.
-            again = captune("submit", *words, "--follow", environment=outer)
-            assert again.returncode == 1 and "has results already" in again.stdout
+        # Its results are there: refused by `captune run` on the head, and so by submit --follow.
+        again = captune("submit", *words, "--follow", environment=outer)
+        assert again.returncode == 1 and "has results already" in again.stdout
