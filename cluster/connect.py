@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[dict[str, float]]:
-    """Be connected to Ray inside the block; yields the cluster's total resources (`{"CPU": 8.0, ...}`).
+def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[None]:
+    """Be connected to Ray inside the block.
 
     A connection that is there already is used and left as it is. Otherwise `address`, then `RAY_ADDRESS`,
     is joined; with neither, a cluster of this machine alone is started and shut down at the end. It offers
@@ -25,7 +25,7 @@ def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[
     import ray
 
     if ray.is_initialized():
-        yield ray.cluster_resources()
+        yield
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     local = (
@@ -41,6 +41,6 @@ def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[
         **local,  # type: ignore[arg-type]
     )
     try:
-        yield ray.cluster_resources()
+        yield
     finally:
         ray.shutdown()

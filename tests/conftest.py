@@ -10,10 +10,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(scope="session")
 def cluster():
-    """Connected to a Ray of this machine; yields its resources."""
+    """Connected to a Ray of this machine; with two cores."""
     here = [os.getcwd(), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(here)
     from cluster.connect import connect
 
-    with connect("local", cpus=2) as resources:
-        yield resources
+    with connect("local", cpus=2):
+        yield

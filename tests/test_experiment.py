@@ -1,3 +1,4 @@
+import contextlib
 import re
 import sys
 import textwrap
@@ -8,7 +9,7 @@ import yaml
 
 from search_spaces import SHIPPED, Choice, Float, Space
 from trainables.trial import SettingsError
-from tuning.experiment import Experiment, ExperimentError, Scheduler
+from tuning.experiment import Experiment, ExperimentError, Scheduler, TooLarge
 
 BASE = """\
 name: mine
@@ -378,69 +379,93 @@ def test_relative_data_paths_start_at_the_file_and_overridden_ones_here(write, m
 
 
 @pytest.mark.parametrize(
-    ("cluster", "changes", "expected"),
+    ("nodes", "changes", "expected"),
     [
-        ({"CPU": 8.0}, {}, (4, 2, 1, 0.0)),
-        ({"CPU": 40.0}, {}, (4, 2, 1, 0.0)),  # no more gangs than trials
-        ({"CPU": 9.0, "GPU": 4.0}, {}, (2, 2, 1, 1.0)),
-        ({"CPU": 9.0, "GPU": 4.0}, {"gpus_per_worker": 0}, (4, 2, 1, 0.0)),
-        ({"CPU": 9.0, "GPU": 1.0}, {"workers": 1, "gpus_per_worker": 0.5}, (2, 1, 1, 0.5)),
-        ({"CPU": 8.0}, {"cpus_per_worker": 3}, (1, 2, 3, 0.0)),
-        ({"CPU": 8.0}, {"gangs": 1}, (1, 2, 1, 0.0)),
+        ([{"CPU": 8.0}], {}, (4, 2, 1, 0.0)),
+        ([{"CPU": 40.0}], {}, (4, 2, 1, 0.0)),  # no more gangs than trials
+        ([{"CPU": 9.0, "GPU": 4.0}], {}, (2, 2, 1, 1.0)),
+        ([{"CPU": 9.0, "GPU": 4.0}], {"gpus_per_worker": 0}, (4, 2, 1, 0.0)),
+        ([{"CPU": 9.0, "GPU": 1.0}], {"workers": 1, "gpus_per_worker": 0.5}, (2, 1, 1, 0.5)),
+        ([{"CPU": 8.0}], {"cpus_per_worker": 3}, (1, 2, 3, 0.0)),
+        ([{"CPU": 8.0}], {"gangs": 1}, (1, 2, 1, 0.0)),
+        ([{"CPU": 8.0}], {"max_gangs": 3}, (3, 2, 1, 0.0)),
+        ([{"CPU": 3.0}] * 3, {"workers": 1, "cpus_per_worker": 2}, (3, 1, 2, 0.0)),  # and not 4
+        ([{"CPU": 3.0}] * 2, {}, (3, 2, 1, 0.0)),  # the third on both nodes
+        ([{"CPU": 8.0}, {"CPU": 2.0, "GPU": 4.0}], {"workers": 1}, (2, 1, 1, 1.0)),  # cores beside the GPUs
+        ([{"CPU": 9.0, "GPU": 2.0}], {"workers": 1, "gpus_per_worker": 0.4}, (4, 1, 1, 0.4)),  # and not 5
+        ([{"memory": 1e9}, {"CPU": 4.0}], {}, (2, 2, 1, 0.0)),  # a head that does not work
     ],
 )
-def test_gangs_fill_the_cluster(write, cluster, changes, expected):
+def test_gangs_fill_the_cluster(write, nodes, changes, expected):
     overrides = [f"training.{key}={value}" for key, value in changes.items()]
-    plan = Experiment.load(write(), overrides).plan_resources(cluster)
+    plan = Experiment.load(write(), overrides).plan_resources(nodes)
     assert (plan.gangs, plan.workers, plan.cpus_per_worker, plan.gpus_per_worker) == expected
 
 
+ON_ONE = "2 workers with {each} each do not fit on the cluster ({has}); the largest possible value is {most}"
+
+
 @pytest.mark.parametrize(
-    ("cluster", "changes", "expected"),
+    ("nodes", "change", "key", "expected"),
     [
+        ([{"CPU": 1.0}], "", "workers", ("1 CPU", "1 CPU", 1)),
+        ([{"CPU": 8.0, "GPU": 1.0}], "", "workers", ("1 CPU and 1 GPU", "8 CPU and 1 GPU", 1)),
+        ([{"CPU": 8.0}], "cpus_per_worker=9", "cpus_per_worker", ("9 CPU", "8 CPU", 4)),
+        ([{"CPU": 8.0}], "gpus_per_worker=1", "gpus_per_worker", ("1 CPU and 1 GPU", "8 CPU", 0)),
         (
-            {"CPU": 1.0},
-            [],
-            "{file}:10: training.workers: got 2: 2 worker(s) with 1 CPU each need 2 CPU, the cluster has 1; "
-            "the largest possible value is 1",
+            [{"CPU": 3.0}, {"CPU": 5.0}, {"CPU": 3.0}],
+            "cpus_per_worker=6",
+            "cpus_per_worker",
+            ("6 CPU", "nodes: 2 of 3 CPU, 1 of 5 CPU", 3),
         ),
         (
-            {"CPU": 8.0, "GPU": 1.0},
-            [],
-            "{file}:10: training.workers: got 2: 2 worker(s) with 1 GPU each need 2 GPU, the cluster has 1; "
-            "the largest possible value is 1",
-        ),
-        (
-            {"CPU": 8.0},
-            ["training.cpus_per_worker=9"],
-            "--set training.cpus_per_worker=9: training.cpus_per_worker: got 9: 2 worker(s) with 9 CPU each "
-            "need 18 CPU, the cluster has 8; the largest possible value is 4",
-        ),
-        (
-            {"CPU": 8.0},
-            ["training.gpus_per_worker=1"],
-            "--set training.gpus_per_worker=1: training.gpus_per_worker: got 1: 2 worker(s) with 1 GPU each "
-            "need 2 GPU, the cluster has 0; the largest possible value is 0",
-        ),
-        (
-            {"CPU": 5.0},
-            ["training.gangs=3"],
-            "--set training.gangs=3: training.gangs: got 3: gangs of 2 worker(s) need CPUs that the cluster "
-            "(5 CPU) does not have; the largest possible value is 2",
-        ),
-        (
-            {"CPU": 5.0, "GPU": 1},
-            ["training.gpus_per_worker=0.5"],
-            "--set training.gpus_per_worker=0.5: training.gpus_per_worker: got 0.5: several workers of one "
-            "trial cannot share a GPU (NCCL refuses); give 1, or workers: 1",
+            [{"CPU": 4.0, "GPU": 2.0}, {"CPU": 4.0, "GPU": 3.0}],
+            "gpus_per_worker=4",
+            "gpus_per_worker",
+            ("1 CPU and 4 GPU", "nodes: 1 of 4 CPU and 2 GPU, 1 of 4 CPU and 3 GPU", 2),
         ),
     ],
 )
-def test_impossible_resources_are_refused(write, cluster, changes, expected):
+def test_impossible_resources_are_refused(write, nodes, change, key, expected):
     path = write()
-    with pytest.raises(ExperimentError) as error:
-        Experiment.load(path, changes).plan_resources(cluster)
-    assert str(error.value) == expected.format(file=path)
+    place = f"--set training.{change}" if change else f"{path}:10"
+    value = change.partition("=")[2] or 2
+    each, has, most = expected
+    rule = ON_ONE.format(each=each, has=has, most=most)
+    overrides = [f"training.{change}"] if change else []
+    with pytest.raises(TooLarge) as error:
+        Experiment.load(path, overrides).plan_resources(nodes)
+    assert str(error.value) == f"{place}: training.{key}: got {value}: {rule}"
+    if most:  # what the message advises works, and one more does not
+        advised = {key: most}
+        for extra, fits in ((0, True), (1, False)):
+            changed = [*overrides, *(f"training.{k}={v + extra}" for k, v in advised.items())]
+            with contextlib.nullcontext() if fits else pytest.raises(TooLarge):
+                Experiment.load(path, changed).plan_resources(nodes)
+
+
+def test_more_gangs_than_fit_are_refused(write):
+    with pytest.raises(TooLarge) as error:
+        Experiment.load(write(), ["training.gangs=3"]).plan_resources([{"CPU": 5.0}])
+    assert str(error.value) == (
+        "--set training.gangs=3: training.gangs: got 3: so many gangs of 2 workers with 1 CPU each do not "
+        "fit on the cluster (5 CPU); the largest possible value is 2"
+    )
+
+
+def test_gpus_that_no_cluster_can_give_are_refused_for_good(write):
+    with pytest.raises(ExperimentError, match="several workers of one trial cannot share a GPU") as error:
+        Experiment.load(write(), ["training.gpus_per_worker=0.5"]).plan_resources([{"CPU": 5.0, "GPU": 1}])
+    assert not isinstance(error.value, TooLarge)
+
+
+def test_what_is_said_about_gangs_fits_together(write):
+    assert problems(write(), "training.gangs=2", "training.max_gangs=3") == [
+        "--set training.max_gangs=3: training.max_gangs: is for `gangs: auto`, but `gangs` is 2"
+    ]
+    (problem,) = problems(write(), "training.wait_for_resources=soon")
+    assert "must be seconds or text such as 90s" in problem
+    assert Experiment.load(write(), ["training.wait_for_resources=10m"]).training.wait_s == 600
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,13 @@ from search_spaces.space import Space, SpaceError, nearest
 from trainables.trial import SettingsError, refuse_immutable, resolve_trainable
 from tuning.contradictions import Contradictions, refuse_contradictions
 from tuning.experiment_file import ExperimentError, Source, read_experiment_file
-from tuning.gangs.resources import GangPlan, plan_gangs
+from tuning.gangs.resources import DoesNotFit, GangPlan, NodeResources, plan_gangs
 
-__all__ = ["Constraint", "Experiment", "ExperimentError", "GangPlan", "Objective"]
+__all__ = ["Constraint", "Experiment", "ExperimentError", "GangPlan", "Objective", "TooLarge"]
+
+
+class TooLarge(ExperimentError):
+    """The cluster cannot hold it as it is; a larger one could."""
 
 
 #: Workers that wait for work speak to their owner every 5 s (`trainables.gang.POLL_S`).
@@ -220,6 +224,11 @@ class Training(_Strict):
     """`auto`: one where the cluster has GPUs, else none."""
     gangs: int | Literal["auto"] = "auto"
     """Trials at the same time; `auto`: as many as fit on the cluster."""
+    max_gangs: Annotated[int, Field(ge=1)] | None = None
+    """`gangs: auto`: never more trials at the same time than this."""
+    wait_for_resources: str | float | None = None
+    """How long to wait for a cluster that is too small to grow: seconds, or text such as `10m`. `null`: an
+    experiment that is too large is refused."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Times that a trial is taken up again after one of its workers died."""
@@ -254,6 +263,24 @@ class Training(_Strict):
         if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
             return value
         raise ValueError("must be 'auto' or a whole number from 1")
+
+    @field_validator("wait_for_resources", mode="plain")
+    @classmethod
+    def _wait(cls, value: object) -> object:
+        if value is not None:
+            _seconds(value)
+        return value
+
+    @property
+    def wait_s(self) -> float:
+        """`wait_for_resources` in seconds; 0.0 where it is not given."""
+        return 0.0 if self.wait_for_resources is None else _seconds(self.wait_for_resources)
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Training:
+        if self.max_gangs is not None and self.gangs != "auto":
+            raise Contradictions([(("max_gangs",), f"is for `gangs: auto`, but `gangs` is {self.gangs}")])
+        return self
 
 
 class Compression(_Strict):
@@ -405,16 +432,18 @@ class Experiment(_Strict):
         except SettingsError as error:
             raise ExperimentError([self._source.problem(error.path, error.message)]) from error
 
-    def plan_resources(self, cluster_resources: Mapping[str, float]) -> GangPlan:
-        """The gangs that run this experiment on a cluster that has `cluster_resources` (Ray's names).
+    def plan_resources(self, nodes: Sequence[NodeResources]) -> GangPlan:
+        """The gangs that run this experiment on a cluster whose nodes have these resources.
 
         Raises:
-            ExperimentError: it does not fit; names the line and the largest possible value.
+            TooLarge: it does not fit; names the line and the largest possible value.
+            ExperimentError: it would fit on no cluster.
         """
         try:
-            return plan_gangs(self.training, self.budget.trials, cluster_resources)
+            return plan_gangs(self.training, self.budget.trials, nodes)
         except SettingsError as error:
-            raise ExperimentError([self._source.problem(error.path, error.message)]) from error
+            kind = TooLarge if isinstance(error, DoesNotFit) else ExperimentError
+            raise kind([self._source.problem(error.path, error.message)]) from error
 
     def _check_children(self, trainable: Any) -> None:
         if not hasattr(trainable, "variants"):

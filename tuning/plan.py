@@ -13,15 +13,16 @@ from rich.table import Table
 from rich.text import Text
 
 from search_spaces.space import Domain, Int, Space
+from tuning.gangs.resources import needs_text, nodes_text
 from tuning.render import count, number
 
 if TYPE_CHECKING:
     from tuning.experiment import Experiment
-    from tuning.gangs.resources import GangPlan
+    from tuning.gangs.resources import GangPlan, NodeResources
 
 
-def plan_table(experiment: Experiment, plan: GangPlan, machine: Mapping[str, float]) -> Table:
-    """What a run of `experiment` would be, on a machine with these resources."""
+def plan_table(experiment: Experiment, plan: GangPlan, nodes: Sequence[NodeResources]) -> Table:
+    """What a run of `experiment` would be, on a cluster whose nodes have these resources."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_row("experiment", f"{experiment.name}, results in {experiment.folder}")
@@ -47,9 +48,7 @@ def plan_table(experiment: Experiment, plan: GangPlan, machine: Mapping[str, flo
         table.add_row("starts with", f"{count(len(search.start), 'configuration')} of the file")
     if search.from_:
         table.add_row("learns from", ", ".join(search.from_))
-    has = f"{machine['CPU']:g} CPU" + (f", {machine['GPU']:g} GPU" if machine.get("GPU") else "")
-    each = f"{plan.cpus_per_worker} CPU" + (f", {plan.gpus_per_worker:g} GPU" if plan.gpus_per_worker else "")
-    table.add_row("gangs", f"{plan.gangs} of {count(plan.workers, 'worker')} with {each} each (here: {has})")
+    table.add_row("gangs", f"{plan.gangs} of {needs_text(plan)} (here: {nodes_text(nodes)})")
     table.add_row("rungs", _rungs_text(experiment))
     table.add_row("budget", _budget_text(experiment))
     compression = experiment.compression

@@ -10,7 +10,7 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -24,6 +24,7 @@ from tuning.choosing.shipping import CannotShip, ship
 from tuning.driving import carry_out
 from tuning.events import Listener
 from tuning.experiment import Experiment, ExperimentError
+from tuning.gangs.waiting import plan_in_time
 from tuning.quiet import measure_all
 from tuning.render import count
 from tuning.resuming import refuse_changes
@@ -75,6 +76,7 @@ def run(
         GivenUp: all of the first trials went wrong; they are in the tables, with the budget not spent.
         ExperimentBusy: another process is at it.
         ExperimentError: the cluster cannot hold one gang, or the experiment to resume was another.
+        NoRoom: nor could it after `training.wait_for_resources`.
         trainables.trial.SettingsError: the data cannot be used.
         KeyboardInterrupt: after everything that was started is taken down; `resume` goes on from there.
     """
@@ -82,9 +84,9 @@ def run(
     with _sole_user_of(folder, resume), ExitStack() as stack:
         refuse_changes(experiment, folder)
         earlier, learnt_from = earlier_trials(experiment, experiment.storage)
-        cluster_resources = stack.enter_context(_connect()())
+        stack.enter_context(_connect()())
         stack.enter_context(_sigterm_as_ctrl_c())
-        plan = experiment.plan_resources(cluster_resources)
+        plan = plan_in_time(experiment, say)
         _prepare_data(experiment, folder, say)
         for line in learnt_from:
             say(line)
@@ -95,7 +97,7 @@ def run(
             raise GivenUp(given_up)
         _export_best(experiment, load(folder))
         if experiment.compression.search == "children":
-            _compress(experiment, cluster_resources, follow_variants, say)
+            _compress(experiment, follow_variants, say)
     return load(folder)
 
 
@@ -110,18 +112,17 @@ def compress(
     Goes on where an earlier compression stopped, or extends it: what was done stays. Arguments as for `run`.
 
     Raises:
-        ExperimentBusy, ExperimentError, ExportFailed, GivenUp, KeyboardInterrupt: as `run` does.
+        ExperimentBusy, ExperimentError, ExportFailed, GivenUp, NoRoom, KeyboardInterrupt: as `run` does.
     """
     folder = experiment.folder.absolute()
-    with _sole_user_of(folder, resume=True), _connect()() as cluster_resources, _sigterm_as_ctrl_c():
+    with _sole_user_of(folder, resume=True), _connect()(), _sigterm_as_ctrl_c():
         _prepare_data(experiment, folder, say)
-        _compress(experiment, cluster_resources, follow_variants, say)
+        _compress(experiment, follow_variants, say)
     return load(folder)
 
 
 def _compress(
     experiment: Experiment,
-    cluster_resources: Mapping[str, float],
     follow_variants: Callable[[Experiment], Listener] | None,
     say: Callable[[str], None],
 ) -> None:
@@ -136,7 +137,7 @@ def _compress(
     given_up = carry_out(
         inner,
         *children.open_children(inner),
-        inner.plan_resources(cluster_resources),
+        plan_in_time(inner, say),
         [follow_variants(inner)] if follow_variants else [],
         resume=True,
         whole=children.Inheritance(found),

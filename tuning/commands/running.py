@@ -126,8 +126,8 @@ def check(file: str, overrides: tuple[str, ...], storage: str | None) -> None:
     experiment = Experiment.load(file, _with_storage(overrides, storage))
     machine = _this_machine()
     _, learnt_from = earlier_trials(experiment, experiment.storage)
-    plan = experiment.plan_resources(machine)
-    Console().print(plan_table(experiment, plan, machine))
+    plan = experiment.plan_resources([machine])
+    Console().print(plan_table(experiment, plan, [machine]))
     for line in learnt_from:
         click.echo(line)
     click.echo(f"{file}: fine")
@@ -147,6 +147,7 @@ def _carrying_out(
     Yields:
         What makes a display of another experiment, that of the variants.
     """
+    from tuning.gangs.waiting import NoRoom
     from tuning.progress import Progress
     from tuning.runner import ExportFailed, GivenUp
     from tuning.tables.results import load
@@ -168,6 +169,9 @@ def _carrying_out(
     except ExportFailed as error:
         close()
         _show_outcome(load(experiment.folder))
+        raise WorkFailed(f"{error}; {remedy} tries again") from error
+    except NoRoom as error:
+        close()
         raise WorkFailed(f"{error}; {remedy} tries again") from error
     except GivenUp as error:
         close()

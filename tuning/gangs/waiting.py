@@ -1,0 +1,77 @@
+"""Wait until a cluster that is too small for an experiment has grown, for as long as the experiment says.
+
+What is missing is asked for by placement groups that Ray cannot place: its autoscaler counts these as demand
+beside everybody else's, and they vanish with whoever made them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tuning.gangs.neighbours import alive_nodes
+from tuning.gangs.resources import GangPlan, least_plan, needs_text, nodes_text
+from tuning.render import count, duration
+
+if TYPE_CHECKING:
+    from tuning.experiment import Experiment
+
+LOOK_S = 2.0  # how often the cluster is looked at
+SAY_S = 30.0  # how often it is said that the wait goes on
+
+
+class NoRoom(RuntimeError):
+    """The cluster has no room for a single gang, nor got any in the time that was given."""
+
+
+def plan_in_time(experiment: Experiment, say: Callable[[str], None]) -> GangPlan:
+    """The gangs of `experiment` on the cluster, once it is large enough for them.
+
+    Raises:
+        tuning.experiment.ExperimentError: it is too large, and is not to wait; or fits on no cluster.
+        NoRoom: it was still too large after `training.wait_for_resources`.
+    """
+    from tuning.experiment import TooLarge
+
+    training = experiment.training
+    try:
+        return experiment.plan_resources(alive_nodes())
+    except TooLarge as error:
+        if not training.wait_s:
+            raise
+        refusal = error
+    wanted = least_plan(training, experiment.budget.trials, alive_nodes())
+    what = f"{count(wanted.gangs, 'gang')} of {needs_text(wanted)}"
+    began, said = time.monotonic(), -SAY_S
+    with _asked_for(wanted):
+        while (waited := time.monotonic() - began) < training.wait_s:
+            if waited - said >= SAY_S:
+                said = waited
+                say(
+                    f"waiting for room for {what}: {duration(waited)} of {duration(training.wait_s)}, "
+                    f"the cluster has {nodes_text(alive_nodes())}"
+                )
+            time.sleep(min(LOOK_S, training.wait_s - waited))
+            try:
+                return experiment.plan_resources(alive_nodes())
+            except TooLarge as error:
+                refusal = error
+    raise NoRoom(f"{refusal}; waited {duration(training.wait_s)} for it to grow")
+
+
+@contextmanager
+def _asked_for(wanted: GangPlan) -> Iterator[None]:
+    """Ask Ray's autoscaler for room for these gangs while the block runs."""
+    from ray.util import placement_group, remove_placement_group
+
+    groups = [
+        placement_group([wanted.bundle] * wanted.workers, strategy="PACK", name="captune waits for room")
+        for _ in range(wanted.gangs)
+    ]
+    try:
+        yield
+    finally:
+        for group in groups:
+            remove_placement_group(group)
