@@ -25,7 +25,7 @@ def experiment(**training):
 
 @pytest.fixture
 def growing(monkeypatch):
-    """One node with two cores; another such joins after `joins_s` seconds of a clock that only sleep moves."""
+    """One node with two cores; another joins after `joins_s` seconds of a clock that only sleep moves."""
     now = SimpleNamespace(s=0.0, joins_s=float("inf"))
 
     def sleep(seconds):

@@ -66,10 +66,7 @@ def _asked_for(wanted: GangPlan) -> Iterator[None]:
     """Ask Ray's autoscaler for room for these gangs while the block runs."""
     from ray.util import placement_group, remove_placement_group
 
-    groups = [
-        placement_group([wanted.bundle] * wanted.workers, strategy="PACK", name="captune waits for room")
-        for _ in range(wanted.gangs)
-    ]
+    groups = [placement_group([wanted.bundle] * wanted.workers, strategy="PACK") for _ in range(wanted.gangs)]
     try:
         yield
     finally:
