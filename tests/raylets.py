@@ -112,7 +112,7 @@ class Raylet:
 class Raylets:
     """A cluster of nodes with `cpus` cores each, the head being the first. Use as a context manager.
 
-    `address` is the dashboard's, `environment` what a process needs to have the right token, `nodes` are those
+    `address` is the dashboard's, `environment` what a process needs to have the right token, `nodes` those
     that were not killed, by name.
     """
 
