@@ -32,35 +32,35 @@ export RAY_AUTH_TOKEN_PATH=$HOME/.captune-token-$SLURM_JOB_ID
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export RAY_ADDRESS=${nodes[0]}:6379       # --exclusive: no other job's Ray is on these nodes
+on=(srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --ntasks-per-node=1)
 steps=()                                 # process ids of the srun that hold Ray
 
 # shellcheck disable=SC2329  # the trap calls it
 cleanup() {
     if ((${#steps[@]})); then
         kill "${steps[@]}" 2> /dev/null || true
-        wait "${steps[@]}" || true
+        for _ in {1..60}; do
+            jobs -pr | grep -q . || break
+            sleep 0.5
+        done
+        kill -KILL "${steps[@]}" 2> /dev/null || true
     fi
-    on_nodes "${#nodes[@]}" "$SLURM_JOB_NODELIST" rm -rf "$scratch" || true
+    "${on[@]}" --nodes="${#nodes[@]}" rm -rf "$scratch" || true
     rm -f "$RAY_AUTH_TOKEN_PATH"
 }
 trap cleanup EXIT
 
-on_nodes() {                             # on_nodes COUNT NODES COMMAND...
-    local count=$1 names=$2
-    shift 2
-    srun --nodes="$count" --ntasks="$count" --nodelist="$names" --cpus-per-task="$SLURM_CPUS_PER_TASK" "$@"
-}
-
 start=(ray start --block --disable-usage-stats --num-cpus="$SLURM_CPUS_PER_TASK")
-on_nodes 1 "${nodes[0]}" "${start[@]}" --head --port=6379 --temp-dir="$scratch" &
+"${on[@]}" --nodes=1 --nodelist="${nodes[0]}" "${start[@]}" --head --port=6379 --temp-dir="$scratch" &
 steps+=($!)
 for _ in {1..60}; do
     ray health-check --address "$RAY_ADDRESS" > /dev/null 2>&1 && break
+    kill -0 "${steps[0]}"                # else Ray said why it did not start
     sleep 2
 done
 if ((${#nodes[@]} > 1)); then
     others=$(IFS=, && echo "${nodes[*]:1}")
-    on_nodes $((${#nodes[@]} - 1)) "$others" "${start[@]}" --address="$RAY_ADDRESS" &
+    "${on[@]}" --nodes=$((${#nodes[@]} - 1)) --nodelist="$others" "${start[@]}" --address="$RAY_ADDRESS" &
     steps+=($!)
 fi
 python - "${#nodes[@]}" << 'END'         # gangs are sized by the nodes that are there
