@@ -230,7 +230,8 @@ def test_the_slurm_script_is_sound():
 FAKES = {
     "scontrol": 'if [ "$1" = show ]; then tr "," "\\n" <<< "$3"; fi',
     "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
-    "ray": 'if [ "$1" = start ]; then echo "pid $$" >> "$LOG"; exec sleep 60; fi; grep -q "ray start.*--head" "$LOG"',
+    "ray": 'if [ "$1" = start ]; then echo "pid $$" >> "$LOG"; exec sleep 60; fi; '
+    'grep -q "ray start.*--head" "$LOG"',
     "python": "cat > /dev/null",
     "captune": 'stat -c "token %a $RAY_AUTH_MODE" "$RAY_AUTH_TOKEN_PATH" >> "$LOG"; eval "$RUN"',
     "rm": 'exec /bin/rm "$@"',
