@@ -612,8 +612,24 @@ def test_a_nan_at_a_rung_stops_the_trial_also_when_read_from_the_table(tmp_path,
     at = recorder.of(TrialStarted)[-1].at
     row = {"trial_id": run.trial_id, "epoch": 1, "attempt": 1, "metrics": {}, "at": at}
     resumed.replay([{"trial_id": run.trial_id, "state": "running"}], [row])
-    assert recorder.of(TrialEnded)[-1].state == "stopped"
+    assert recorder.of(TrialEnded)[-1].state == "diverged"
     assert resumed.next_run().trial_id == "00001"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@BOTH
+def test_an_objective_that_is_no_number_is_a_divergence_and_a_false_start(
+    tmp_path, recorder, scheduler, value
+):
+    search = open_search(tmp_path, recorder, scheduler=scheduler, budget={"trials": 30})
+    while not search.finished:
+        run = search.next_run()
+        search.report(run.trial_id, report(run, 1, seconds=1.0, score=value))
+    ends = recorder.of(TrialEnded)
+    assert {(end.state, end.reason) for end in ends} == {
+        ("diverged", "score after epoch 1: not a finite number")
+    }
+    assert len(ends) == 10 and search.given_up.startswith("all of the first 10 trials went wrong")
 
 
 def test_a_suggestion_that_no_table_knows_is_run_as_suggested(tmp_path, recorder):

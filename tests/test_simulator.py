@@ -156,13 +156,13 @@ def test_epochs_come_as_they_end_and_may_be_left_at_any_time():
     assert [next(simulation).at_s for _ in range(4)] == [1, 1, 1, 2]
 
 
-def test_a_nan_stops_at_the_rung():
+def test_a_nan_at_the_rung_is_a_divergence():
     def curves(trial_id, config, epoch):
         return {"loss": math.nan if trial_id == "00001" else 1.0}
 
     told = Recorder()
     list(simulate(experiment(), curves, gangs=1, listeners=[told]))
-    assert [e.state for e in told if isinstance(e, TrialEnded) and e.trial_id == "00001"] == ["stopped"]
+    assert [e.state for e in told if isinstance(e, TrialEnded) and e.trial_id == "00001"] == ["diverged"]
 
 
 @pytest.mark.parametrize("algorithm", ["asha", "asha_stopping"])

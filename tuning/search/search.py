@@ -65,6 +65,8 @@ class Trial:
     lost: int = field(default=0)
     """How often a driver lost the trial (its actor or its node died)."""
     slowest_epoch_s: float = 0.0
+    finite: bool = True
+    """Whether its last figures can be compared at all."""
 
     @property
     def new_fork(self) -> bool:
@@ -297,7 +299,7 @@ class Search:
 
     def _settle(self, trial: Trial, state: TrialState | None, decision: Decision) -> None:
         """After the replay: a trial was about to be over, or waits. `state`: in the table."""
-        over = decision.action == "stop" or trial.epoch >= self._max_epochs
+        over = decision.action == "stop" or trial.epoch >= self._max_epochs or not trial.finite
         if over:
             if state is None:
                 self._tell(self._started(trial))
@@ -405,6 +407,7 @@ class Search:
             tuple(o.loss(value) for o, value in zip(self._objectives, values, strict=True)),  # type: ignore[arg-type]
             sum(max(0.0, v) if v == v else math.inf for v in violations),
         )
+        trial.finite = standing.finite
         self._searcher.report(trial.trial_id, trial.epoch, standing, violations)
         self._compare(trial.trial_id, standing)
         return self._scheduler.report(trial.trial_id, trial.epoch, standing)
@@ -412,7 +415,12 @@ class Search:
     def _carry_out(self, trial: Trial, decision: Decision) -> Decision:
         if trial.trial_id in self._to_the_end:
             self._scheduler.drop(trial.trial_id)  # it does not wait at the rung that it passes
-        if trial.epoch >= self._max_epochs:
+        if not trial.finite:
+            names = ", ".join(objective.metric for objective in self._objectives)
+            reason = f"{names} after epoch {trial.epoch}: not a finite number"
+            decision = Decision("stop", reason, decision.rung)
+            self._end(trial, "diverged", decision.reason)
+        elif trial.epoch >= self._max_epochs:
             decision = Decision("stop", f"all {self._max_epochs} epochs done", decision.rung)
             self._end(trial, "completed", decision.reason)
         elif decision.action == "stop":
