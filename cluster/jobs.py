@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import getpass
 import importlib.util
 import logging
 import os
@@ -21,6 +20,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.metadata import job_metadata
 from trainables.trial import SHIPPED
 from tuning.experiment import Experiment, ExperimentError
 from tuning.experiment_file import read_experiment_file
@@ -151,7 +151,6 @@ class JobServer:
             python: the interpreter on the head node, a path or a name on its PATH.
         """
         command = [python, "-m", "tuning.cli", "run", Path(file).name, *options]
-        objectives = ", ".join(f"{each.metric} {each.mode}" for each in experiment.objectives)
         with tempfile.TemporaryDirectory() as folder, self._asking():
             pack(file, experiment.trainable, Path(folder))
             return self._client.submit_job(
@@ -160,12 +159,7 @@ class JobServer:
                     "working_dir": folder,
                     "env_vars": {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
                 },
-                metadata={
-                    "experiment": experiment.name,
-                    "owner": getpass.getuser(),
-                    "objectives": objectives,
-                    "storage": experiment.storage,
-                },
+                metadata=job_metadata(experiment),
             )
 
     def details(self, job: str) -> JobDetails:

@@ -116,7 +116,7 @@ def _drive(
         tuner = tune.Tuner(
             TrialActor,
             tune_config=tune.TuneConfig(
-                search_alg=TuneSearcher(search, gangs, order_for),
+                search_alg=TuneSearcher(search, gangs, order_for, experiment.name),
                 scheduler=scheduler,
                 num_samples=-1,  # the search says when it is finished
                 reuse_actors=True,

@@ -84,7 +84,11 @@ def run(
     with _sole_user_of(folder, resume), ExitStack() as stack:
         refuse_changes(experiment, folder)
         earlier, learnt_from = earlier_trials(experiment, experiment.storage)
+<<<<<<< HEAD
         stack.enter_context(_connect()())
+=======
+        cluster_resources = stack.enter_context(_connect()(experiment=experiment))
+>>>>>>> 9ce2d2a (Metrics of an experiment through Ray, a listener of its events; job metadata for local runs, too)
         stack.enter_context(_sigterm_as_ctrl_c())
         plan = plan_in_time(experiment, say)
         _prepare_data(experiment, folder, say)
@@ -92,7 +96,8 @@ def run(
             say(line)
         write_description(experiment, command=sys.argv)
         searcher, scheduler = open_strategy(experiment, path=folder / "study.journal", earlier=earlier)
-        given_up = carry_out(experiment, searcher, scheduler, plan, listeners, resume=resume)
+        everyone = [*listeners, *_found_listeners(experiment, experiment.name)]
+        given_up = carry_out(experiment, searcher, scheduler, plan, everyone, resume=resume)
         if given_up:
             raise GivenUp(given_up)
         _export_best(experiment, load(folder))
@@ -115,7 +120,13 @@ def compress(
         ExperimentBusy, ExperimentError, ExportFailed, GivenUp, NoRoom, KeyboardInterrupt: as `run` does.
     """
     folder = experiment.folder.absolute()
+<<<<<<< HEAD
     with _sole_user_of(folder, resume=True), _connect()(), _sigterm_as_ctrl_c():
+=======
+    with _sole_user_of(folder, resume=True), ExitStack() as stack:
+        cluster_resources = stack.enter_context(_connect()(experiment=experiment))
+        stack.enter_context(_sigterm_as_ctrl_c())
+>>>>>>> 9ce2d2a (Metrics of an experiment through Ray, a listener of its events; job metadata for local runs, too)
         _prepare_data(experiment, folder, say)
         _compress(experiment, follow_variants, say)
     return load(folder)
@@ -137,8 +148,16 @@ def _compress(
     given_up = carry_out(
         inner,
         *children.open_children(inner),
+<<<<<<< HEAD
         plan_in_time(inner, say),
         [follow_variants(inner)] if follow_variants else [],
+=======
+        inner.plan_resources(cluster_resources),
+        [
+            *([follow_variants(inner)] if follow_variants else []),
+            *_found_listeners(inner, f"{experiment.name}/{inner.name}"),
+        ],
+>>>>>>> 9ce2d2a (Metrics of an experiment through Ray, a listener of its events; job metadata for local runs, too)
         resume=True,
         whole=children.Inheritance(found),
     )
@@ -196,6 +215,11 @@ def _connect() -> Callable[..., Any]:
     """`cluster.connect.connect`, found by name: this package does not depend on where it runs."""
     (entry_point,) = entry_points(group="captune.cluster", name="connect")
     return entry_point.load()
+
+
+def _found_listeners(experiment: Experiment, title: str) -> list[Listener]:
+    """What follows every run, found by the entry points `captune.listeners`; Ray is connected."""
+    return [each.load()(experiment, title) for each in entry_points(group="captune.listeners")]
 
 
 def _prepare_data(experiment: Experiment, folder: Path, say: Callable[[str], None]) -> None:

@@ -38,8 +38,12 @@ class TrialActor(tune.Trainable):
         """One byte: gangs hold the resources, and Tune refuses trials that ask for nothing at all."""
         return tune.PlacementGroupFactory([{"CPU": 0.0, "memory": 1.0}])
 
+    def __repr__(self) -> str:  # Ray asks once, when the actor is new; it then runs many trials
+        return f"trials of {self._experiment}"
+
     def setup(self, config: dict[str, Any]) -> None:
-        """Take the order and the gang that `config` names."""
+        """Take the order, the gang and the experiment that `config` names."""
+        self._experiment: str = config["experiment"]
         self._order: Order = config["order"]
         self._owner = ray.get_actor(config["gang"])
         self._epoch = self._order.epoch
@@ -89,11 +93,13 @@ class TuneSearcher(_Unsaved, TuneSearcherBase):
 
     Args:
         order_for: makes the order of a run (adds what is the same for all trials).
+        experiment: its name, by which the dashboard shows the trials' actors.
     """
 
-    def __init__(self, search: Search, gangs: Gangs, order_for: Callable[[Run], Order]):
+    def __init__(self, search: Search, gangs: Gangs, order_for: Callable[[Run], Order], experiment: str):
         super().__init__()
         self._search, self._gangs, self._order_for = search, gangs, order_for
+        self._experiment = experiment
 
     def suggest(self, trial_id: str) -> Any:
         """The config of Tune's trial `trial_id`; None: not now; FINISHED: never again."""
@@ -103,7 +109,8 @@ class TuneSearcher(_Unsaved, TuneSearcherBase):
         if run is None:
             return TuneSearcherBase.FINISHED if self._search.finished else None
         order = self._order_for(run)
-        return {"order": order, "gang": self._gangs.lend(order.run_id)}
+        gang = self._gangs.lend(order.run_id)
+        return {"order": order, "gang": gang, "experiment": self._experiment}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Nothing: the scheduler's adapter hears it with more detail."""

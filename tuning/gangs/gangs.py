@@ -61,6 +61,9 @@ class GangOwner(Mailbox):
         """A worker is there: its rank and its actor's handle."""
         self._workers[rank] = worker
 
+    def __repr__(self) -> str:  # in the dashboard's table of actors, and before each line that it prints
+        return f"gang {self._name}"
+
     def close_and_wait(self, timeout_s: float) -> bool:
         """Send the workers home; True when all of them are gone in time."""
         self.close()

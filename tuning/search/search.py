@@ -47,6 +47,7 @@ from tuning.search.searcher import Searcher
 from tuning.tables.comparison import WENT_WRONG
 
 INTERRUPTED = "the run was interrupted"
+LOST = "the driver lost it"
 KEPT_FOR_THE_BEST = "what is left of the budget is kept for the best trial"
 
 
@@ -202,7 +203,7 @@ class Search:
             self._end(trial, "failed", reason, error)
             return
         trial.attempt += 1
-        self._put_aside(trial, "the driver lost it")
+        self._put_aside(trial, LOST)
 
     def interrupt(self) -> None:
         """The driver gives up: what runs is put aside, to go on when the experiment is resumed."""
