@@ -81,4 +81,5 @@ METRICS = (
         grows=True,
     ),
     Metric(name="captune_checkpoint_bytes", meaning="size of the checkpoints on storage"),
+    Metric(name="captune_storage_free_bytes", meaning="what is free on the file system that they are on"),
 )

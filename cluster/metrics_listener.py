@@ -8,13 +8,14 @@ that was not set anew for 20 s.
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, get_args
+from typing import TYPE_CHECKING, NamedTuple, Protocol, get_args
 
 from cluster.metrics import METRICS
 from tuning.events import EpochReported, Event, TrialEnded, TrialStarted, TrialState
@@ -76,7 +77,7 @@ class MetricsListener:
                 row["state"] = "paused"
         self._attempts = {trial: row["restarts"] + 1 for trial, row in self._ledger.trials.items()}
         self._waiting_since: dict[str, datetime] = {}  # by trial
-        self._scale = Scale(experiment.folder / "checkpoints")
+        self._storage = Storage(experiment.folder)
         self._last_refresh = self._last_weighing = -float("inf")
         # By metric, and by the value of its tag beside `experiment`, where it has one.
         self._values: dict[tuple[str, str], float] = {
@@ -102,14 +103,14 @@ class MetricsListener:
         now = self._clock()
         if now - self._last_weighing >= WEIGH_S:
             self._last_weighing = now
-            self._scale.weigh()
+            self._storage.weigh()
         if now - self._last_refresh >= REFRESH_S:
             self._last_refresh = now
             self._refresh()
 
     def close(self) -> None:
         """Set all gauges a last time."""
-        self._scale.close()
+        self._storage.close()
         self._refresh()
 
     def _epoch(self, event: EpochReported) -> None:
@@ -146,8 +147,9 @@ class MetricsListener:
         if (best := self._ledger.best()) is not None:
             for metric in self._objectives:
                 self._values["captune_best_objective", metric] = best[figure_column(metric)]
-        if self._scale.bytes is not None:
-            self._values["captune_checkpoint_bytes", ""] = self._scale.bytes
+        if (size := self._storage.size) is not None:
+            self._values["captune_checkpoint_bytes", ""] = size.checkpoints
+            self._values["captune_storage_free_bytes", ""] = size.free
         for (name, value_of_tag), value in self._values.items():
             tags = zip(TAGS[name], (self._title, value_of_tag), strict=False)
             self._gauges[name].set(float(value), dict(tags))
@@ -156,15 +158,23 @@ class MetricsListener:
         self._values[name, value_of_tag] = self._values.get((name, value_of_tag), 0.0) + amount
 
 
-class Scale:
-    """Weighs a folder in a thread of its own: storage may be slow, and the driver's loop must not wait."""
+class Size(NamedTuple):
+    """What an experiment's folder holds, in bytes."""
+
+    checkpoints: int
+    free: int
+    """Left on its file system."""
+
+
+class Storage:
+    """Weighs an experiment's folder in a thread: storage may be slow, and the driver's loop must not wait."""
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._thread = ThreadPoolExecutor(1, "checkpoint bytes")
+        self._thread = ThreadPoolExecutor(1, "storage")
         self._weighing: Future[None] | None = None
-        self.bytes: int | None = None
-        """What it weighed when it was last looked at; None before that is known."""
+        self.size: Size | None = None
+        """As of the last look; None before there was one."""
 
     def weigh(self) -> None:
         """Look again, unless it is being looked at."""
@@ -177,7 +187,8 @@ class Scale:
         self._thread.shutdown()
 
     def _weigh(self) -> None:
-        self.bytes = folder_bytes(self._folder)
+        free = shutil.disk_usage(self._folder).free
+        self.size = Size(folder_bytes(self._folder / "checkpoints"), free)
 
 
 def folder_bytes(folder: Path) -> int:
