@@ -84,11 +84,7 @@ def run(
     with _sole_user_of(folder, resume), ExitStack() as stack:
         refuse_changes(experiment, folder)
         earlier, learnt_from = earlier_trials(experiment, experiment.storage)
-<<<<<<< HEAD
-        stack.enter_context(_connect()())
-=======
-        cluster_resources = stack.enter_context(_connect()(experiment=experiment))
->>>>>>> 9ce2d2a (Metrics of an experiment through Ray, a listener of its events; job metadata for local runs, too)
+        stack.enter_context(_connect()(experiment=experiment))
         stack.enter_context(_sigterm_as_ctrl_c())
         plan = plan_in_time(experiment, say)
         _prepare_data(experiment, folder, say)
@@ -120,13 +116,11 @@ def compress(
         ExperimentBusy, ExperimentError, ExportFailed, GivenUp, NoRoom, KeyboardInterrupt: as `run` does.
     """
     folder = experiment.folder.absolute()
-<<<<<<< HEAD
-    with _sole_user_of(folder, resume=True), _connect()(), _sigterm_as_ctrl_c():
-=======
-    with _sole_user_of(folder, resume=True), ExitStack() as stack:
-        cluster_resources = stack.enter_context(_connect()(experiment=experiment))
-        stack.enter_context(_sigterm_as_ctrl_c())
->>>>>>> 9ce2d2a (Metrics of an experiment through Ray, a listener of its events; job metadata for local runs, too)
+    with (
+        _sole_user_of(folder, resume=True),
+        _connect()(experiment=experiment),
+        _sigterm_as_ctrl_c(),
+    ):
         _prepare_data(experiment, folder, say)
         _compress(experiment, follow_variants, say)
     return load(folder)
@@ -148,16 +142,11 @@ def _compress(
     given_up = carry_out(
         inner,
         *children.open_children(inner),
-<<<<<<< HEAD
         plan_in_time(inner, say),
-        [follow_variants(inner)] if follow_variants else [],
-=======
-        inner.plan_resources(cluster_resources),
         [
             *([follow_variants(inner)] if follow_variants else []),
             *_found_listeners(inner, f"{experiment.name}/{inner.name}"),
         ],
->>>>>>> 9ce2d2a (Metrics of an experiment through Ray, a listener of its events; job metadata for local runs, too)
         resume=True,
         whole=children.Inheritance(found),
     )
