@@ -11,8 +11,10 @@ import pytest
 from click.testing import CliRunner
 from raylets import Raylets
 
+from cluster.connect import connect
 from cluster.jobs import load_for_cluster, pack
 from tuning.cli import main
+from tuning.experiment import Experiment
 from tuning.experiment_file import ExperimentError
 from tuning.tables.results import load
 
@@ -22,7 +24,7 @@ POLYNOMIAL = str(ROOT / "examples" / "polynomial.yaml")
 
 def test_the_commands_are_installed():
     found = {each.name: each.load() for each in entry_points(group="captune.commands")}
-    assert set(found) == {"submit", "status", "logs", "stop"}
+    assert {"submit", "status", "logs", "stop"} <= set(found)
     assert all(main.commands[name] is command for name, command in found.items())
 
 
@@ -87,6 +89,22 @@ def test_code_is_sent_and_nothing_else(tmp_path, monkeypatch):
     assert told.stdout.splitlines()[1].startswith(str(sent))
 
 
+@pytest.mark.timeout(30)  # imports Ray
+def test_the_dashboard_tells_of_a_run_that_is_no_job(monkeypatch):
+    import ray
+
+    given = {}
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: given.update(options))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with connect("local", experiment=Experiment.load(POLYNOMIAL, ["storage=here"])):
+        told = given["job_config"].metadata
+    here = os.path.abspath("here")
+    assert told["experiment"] == "polynomial" and told["objectives"] == "val_loss min"
+    assert told["storage"] == here and told["results"] == f"captune results polynomial --storage {here}"
+    assert told["owner"] and all(isinstance(value, str) for value in told.values())
+
+
 def test_what_does_not_answer_is_told():
     outcome = CliRunner().invoke(main, ["status", "job", "--address", "head:8265"])
     assert outcome.exit_code == 2 and "http://HEAD:8265" in outcome.output
@@ -122,6 +140,7 @@ def test_a_head_node_runs_an_experiment(tmp_path):
         lines = dict(line.split(maxsplit=1) for line in told.splitlines())
         assert lines["status"] == "SUCCEEDED" and lines["experiment"] == "polynomial"
         assert lines["objectives"] == "val_loss min" and lines["storage"] == str(results)
+        assert lines["results"] == f"captune results polynomial --storage {results}"
         assert "3 of 3 trials done" in captune("logs", job, *where, environment=outer).stdout
         assert "had ended" in captune("stop", job, *where, environment=outer).stdout
 

@@ -3,6 +3,8 @@
 import ast
 import importlib
 import re
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
@@ -181,17 +183,26 @@ def commands():
     return [(match[1], match[2].split("  #")[0]) for match in found if match]
 
 
+def commands_there():
+    """Those of `tuning`, and those that pyproject.toml adds; what is installed may be older."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    group = "captune.commands"
+    found = {name: EntryPoint(name, value, group).load() for name, value in declared[group].items()}
+    return main.commands | found
+
+
 def test_every_command_and_option_exists():
-    assert {name for name, _ in commands()} == set(main.commands), "each command is shown, and no other"
+    there = commands_there()
+    assert {name for name, _ in commands()} == set(there), "each command is shown, and no other"
     for name, arguments in commands():
-        options = {option for parameter in main.commands[name].params for option in parameter.opts}
+        options = {option for parameter in there[name].params for option in parameter.opts}
         for option in re.findall(r"(?<=\s)--?[a-z][\w-]*", re.sub(r'"[^"]*"', "", arguments)):
             assert option in {*options, "--help", "-h"}, f"captune {name} has no {option}"
 
 
 def test_every_option_in_the_text_exists():
     options = {
-        option for command in main.commands.values() for each in command.params for option in each.opts
+        option for command in commands_there().values() for each in command.params for option in each.opts
     }
     for option in re.findall(r"`(--[a-z][\w-]*)", TEXT):
         assert option in {*options, "--help"}, option
