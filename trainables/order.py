@@ -37,6 +37,8 @@ class Order:
     attempt: int = 1
     slowest_epoch_s: float = 0.0
     """Duration of its slowest epoch so far, seconds; 0.0 before the first."""
+    lost: int = 0
+    """How often gangs lost it before: workers died under it, and it was moved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,18 @@ class Failure:
     """One line."""
     error: str = ""
     """Traceback."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moved:
+    """The trial leaves its gang though it is not over; it goes on elsewhere, from its last checkpoint."""
+
+    reason: str
+    """One line."""
+    deaths: int = 0
+    """How often the workers died under it here."""
+    gang_closed: str = ""
+    """Why the gang takes no trial any more; empty where it does."""
 
 
 def checkpoint_folder(order: Order, epoch: int) -> Path:

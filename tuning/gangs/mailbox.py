@@ -15,7 +15,8 @@ import secrets
 import threading
 from typing import Literal
 
-from trainables.order import Failure, Order, Report
+from trainables.order import Failure, Moved, Order, Report
+from tuning.gangs.quarantine import Quarantine
 from tuning.gangs.watchdog import Watchdog
 
 
@@ -35,24 +36,26 @@ class Mailbox:
         # Not from 0: a worker that outlived its owner must not hold a lease of the next owner's.
         self._lease = secrets.randbits(48)
         self._handed_out = False
-        self._hand_outs = 0
+        self._deaths = 0  # of workers under the order
         self._allowed_epoch = 0
         self._reports: dict[int, Report] = {}
-        self._failure: Failure | None = None
+        self._end: Failure | Moved | None = None  # the answer once the reports are told
+        self._quarantine = Quarantine()
         self._suspicion = ""
         self._taken_back: set[str] = set()
         self._closed = False
 
     # The trial's side.
 
-    def await_report(self, order: Order, epoch: int, timeout_s: float) -> Report | Failure | None:
+    def await_report(self, order: Order, epoch: int, timeout_s: float) -> Report | Failure | Moved | None:
         """Let the gang run `order` up to `epoch` and wait for that epoch's report.
 
         Idempotent: asking again after a lost answer, from a restarted trial or of a restarted owner, gives
         the same report, or starts the order anew from the checkpoint that it names.
 
         Returns:
-            The report, the failure that ended the trial, or None after `timeout_s`: ask again.
+            The report, the failure that ended the trial, that it is to go elsewhere, or None after
+            `timeout_s`: ask again.
         """
         with self._changed:
             if order.run_id not in self._taken_back:  # else a trial given up for lost would oust its heir
@@ -77,21 +80,21 @@ class Mailbox:
             self._closed = True
             self._changed.notify_all()
 
-    def _answer(self, order: Order, epoch: int) -> Report | Failure | None:
+    def _answer(self, order: Order, epoch: int) -> Report | Failure | Moved | None:
         if order.run_id in self._taken_back:
             return Failure(state="failed", reason="it was taken back from this gang")
         if self._order is None or self._order.run_id != order.run_id:
             return None
-        return self._reports.get(epoch, self._failure)
+        return self._reports.get(epoch, self._end)
 
     def _begin(self, order: Order) -> None:
         self._order = order
         self._lease += 1  # from here on the workers' old lease is void
         self._handed_out = False
-        self._hand_outs = 0
+        self._deaths = 0
         self._allowed_epoch = order.epoch
         self._reports = {}
-        self._failure = None
+        self._end = None
         self._suspicion = ""
         self._watchdog.watch(order.slowest_epoch_s)
 
@@ -105,8 +108,8 @@ class Mailbox:
         """
         with self._changed:
             self._watchdog.heard()
-            if lease is None and self._handed_out:
-                self._handed_out = False
+            if lease is None:
+                self._replaced()
             self._changed.wait_for(lambda: self._closed or self._has_work(), timeout_s)
             if self._closed:
                 return "close"
@@ -119,6 +122,7 @@ class Mailbox:
         with self._changed:
             if self._current(lease):
                 self._watchdog.heard(report.metrics.get("seconds", 0.0))
+                self._quarantine.worked()
                 self._reports[report.epoch] = report
                 self._changed.notify_all()
 
@@ -136,8 +140,8 @@ class Mailbox:
     def fail(self, lease: int, failure: Failure) -> None:
         """Take note that the trial ended badly; the first word counts."""
         with self._changed:
-            if self._current(lease) and self._failure is None:
-                self._failure = failure
+            if self._current(lease) and self._end is None:
+                self._end = failure
                 self._changed.notify_all()
 
     def suspect(self, lease: int, reason: str) -> None:
@@ -156,29 +160,45 @@ class Mailbox:
         return (
             self._order is not None
             and not self._handed_out
-            and self._failure is None
+            and self._end is None
             and self._last_epoch(self._order) < self._order.max_epochs
         )
 
     def _last_epoch(self, order: Order) -> int:
         return max(self._reports, default=order.epoch)
 
-    def _hand_out(self) -> tuple[int, Order] | None:
-        assert self._order is not None
-        if self._hand_outs > self._max_failures:
-            self._failure = Failure(
+    def _replaced(self) -> None:
+        """New workers are there: where an order is out, others died under it."""
+        if not self._handed_out:
+            return
+        self._handed_out = False
+        if self._order is None or self._end is not None:  # or broke off, when it was over
+            return
+        self._deaths += 1
+        self._quarantine.died(self._order.trial_id)
+        self._end = self._verdict(self._order)
+        self._changed.notify_all()
+
+    def _verdict(self, order: Order) -> Failure | Moved | None:
+        at_last = f"; at last: {self._suspicion}" if self._suspicion else ""
+        deaths, closed = order.lost + self._deaths, self._quarantine.verdict()
+        if deaths > self._max_failures:
+            return Failure(
                 state="failed",
-                reason=f"its workers died {self._hand_outs} times, "
-                f"training.max_failures allows {self._max_failures}"
-                + (f"; at last: {self._suspicion}" if self._suspicion else ""),
+                reason=f"its workers died {deaths} times, "
+                f"training.max_failures allows {self._max_failures}{at_last}",
             )
-            self._changed.notify_all()
-            return None
+        if self._quarantine.moves(order.trial_id):
+            reason = f"its workers died {self._deaths} times on one gang{at_last}"
+            return Moved(reason=reason, deaths=self._deaths, gang_closed=closed and f"{closed}{at_last}")
+        return None
+
+    def _hand_out(self) -> tuple[int, Order]:
+        assert self._order is not None
         self._handed_out = True
-        self._hand_outs += 1
         self._lease += 1
         return self._lease, dataclasses.replace(
             self._order,
             epoch=self._last_epoch(self._order),
-            attempt=self._order.attempt + self._hand_outs - 1,
+            attempt=self._order.attempt + self._deaths,
         )
