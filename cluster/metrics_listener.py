@@ -84,7 +84,7 @@ class MetricsListener:
             ("captune_last_epoch_timestamp_seconds", ""): now().timestamp(),
             ("captune_runs", ""): 0.0,
             ("captune_queue_wait_seconds", ""): 0.0,
-            **{("captune_faults", kind): 0.0 for kind in ("restart", "lost", *sorted(WENT_WRONG))},
+            **{("captune_faults", kind): 0.0 for kind in ("restart", "lost", "gang_closed", *sorted(WENT_WRONG))},
         }
 
     def handle(self, event: Event) -> None:
@@ -94,8 +94,10 @@ class MetricsListener:
             self._waiting_since.setdefault(event.trial_id, event.at)
         elif isinstance(event, EpochReported):
             self._epoch(event)
-        else:
+        elif isinstance(event, TrialEnded):
             self._end(event)
+        else:
+            self._add("captune_faults", 1, "gang_closed")
         self.tick()
 
     def tick(self) -> None:
@@ -135,7 +137,7 @@ class MetricsListener:
         self._waiting_since.pop(event.trial_id, None)
         if event.state in WENT_WRONG:
             self._add("captune_faults", 1, event.state)
-        elif event.state == "paused" and event.reason == LOST:
+        elif event.state == "paused" and event.reason.startswith(LOST):
             self._add("captune_faults", 1, "lost")
             self._attempts[event.trial_id] = self._attempts.get(event.trial_id, 1) + 1
             self._waiting_since[event.trial_id] = event.at

@@ -18,7 +18,7 @@ from tuning.events import EpochReported, TrialEnded, TrialStarted
 from tuning.experiment import Experiment
 from tuning.experiment_file import ExperimentError
 from tuning.plan import expected_epochs, grid_size
-from tuning.runner import ExportFailed, GivenUp
+from tuning.runner import CannotGoOn, ExportFailed, GivenUp
 from tuning.tables.query import QueryError, where
 from tuning.tables.results import ResultsWriter, load
 from tuning.tables.storage import write_description, write_end
@@ -101,7 +101,7 @@ def runner(monkeypatch):
             raise fake.error
         return record(experiment, fake.events, listeners)
 
-    names = {"run": run, "ExportFailed": ExportFailed, "GivenUp": GivenUp}
+    names = {"run": run, "ExportFailed": ExportFailed, "GivenUp": GivenUp, "CannotGoOn": CannotGoOn}
     monkeypatch.setitem(sys.modules, "tuning.runner", SimpleNamespace(**names))
     return fake
 
@@ -185,6 +185,13 @@ def test_a_run_whose_first_trials_all_went_wrong_fails_with_the_last_reason(capt
     output = said(captune("run", "birds.yaml"), 1)
     assert "the first 10 trials went wrong; the last, 00009: no words.txt" in output
     assert "captune results birds --columns all" in output and "--resume tries one more" in output
+
+
+def test_a_run_that_cannot_go_on_fails_with_the_command_for_going_on(captune, runner, birds):
+    runner.error = CannotGoOn("all gangs failed")
+    output = said(captune("run", "birds.yaml", "--set", "search.seed=1"), 1)
+    assert "all gangs failed" in output
+    assert "Go on with: captune run birds.yaml --resume --set search.seed=1" in output
 
 
 def test_a_bug_is_not_hidden_as_a_mistake(captune, runner):

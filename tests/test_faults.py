@@ -3,7 +3,8 @@
 import pytest
 from test_runner import experiment, left_behind
 
-from tuning import run
+from tuning import load, run
+from tuning.driving import CannotGoOn
 from tuning.tables.results import check_tables
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -24,4 +25,17 @@ def test_a_gang_that_hangs_is_rebuilt_and_its_trial_goes_on(cluster, tmp_path):
     assert not check_tables(results.trials, results.epochs)
     attempts = results.epochs[results.epochs["trial_id"] == "00000"].set_index("epoch")["attempt"]
     assert list(attempts) == [1, 1, 1, 2], "the first worker needs nobody for epoch 3, and then waits"
+    assert left_behind() == []
+
+
+def test_a_gang_that_cannot_start_is_closed_and_the_run_ends_with_that(cluster, tmp_path, monkeypatch):
+    def serve_nothing(setup):
+        raise RuntimeError("no device here")
+
+    monkeypatch.setattr("tuning.gangs.gangs.serve", serve_nothing)
+    broken = experiment(tmp_path, training={"gangs": 1})
+    with pytest.raises(CannotGoOn, match="all gangs failed"):
+        run(broken)
+    results = load(tmp_path / "curves")
+    assert list(results.trials["state"]) == ["paused"]
     assert left_behind() == []

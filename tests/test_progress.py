@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 from rich.console import Console
 
-from tuning.events import EpochReported, TrialEnded, TrialStarted
+from tuning.events import EpochReported, GangClosed, TrialEnded, TrialStarted
 from tuning.experiment import Experiment
 from tuning.progress import Progress
 from tuning.tables.results import ResultsWriter
@@ -52,6 +52,13 @@ def epoch(trial, number, **metrics):
 
 def end(trial, state="completed", reason="all done"):
     return TrialEnded(trial_id=trial, state=state, reason=reason, at=AT)
+
+
+def test_a_closed_gang_has_a_line(tmp_path, clock):
+    progress, output = plain(experiment(tmp_path), clock)
+    progress.handle(GangClosed(gang="birds-gang-1", reason="its workers died 5 times in a row", at=AT))
+    assert "birds-gang-1 closed: its workers died 5 times in a row" in output()
+    assert ResultsWriter(experiment(tmp_path)).trials.empty
 
 
 def plain(spec, clock):

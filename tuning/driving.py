@@ -38,6 +38,10 @@ TUNE_ENVIRONMENT = {
 }
 
 
+class CannotGoOn(RuntimeError):
+    """What a run needs is gone. Its tables are whole; resuming goes on from there."""
+
+
 def carry_out(
     experiment: Experiment,
     searcher: Searcher,
@@ -60,6 +64,7 @@ def carry_out(
         Why it was given up before its end; empty where it was not.
 
     Raises:
+        CannotGoOn: no gang is left that works; the tables are written.
         KeyboardInterrupt: after everything that was started is taken down and the tables are written.
     """
     folder = experiment.folder.absolute()
@@ -136,6 +141,8 @@ def _drive(
             tuner.fit()
         except TuneError as error:
             raise scheduler.error or error from error
+        if gangs.none_left:
+            raise CannotGoOn("all gangs failed again and again and were closed, whatever trial they had")
 
 
 def _order_maker(

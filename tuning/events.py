@@ -64,7 +64,17 @@ class TrialEnded:
     """Traceback, where there was one."""
 
 
-Event = TrialStarted | EpochReported | TrialEnded
+@dataclass(frozen=True, kw_only=True)
+class GangClosed:
+    """A gang failed whatever trial it had, and takes none any more."""
+
+    gang: str
+    reason: str
+    """One line."""
+    at: datetime
+
+
+Event = TrialStarted | EpochReported | TrialEnded | GangClosed
 
 
 class Listener(Protocol):

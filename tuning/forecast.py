@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tuning.events import EpochReported, Event, TrialEnded
+from tuning.events import EpochReported, Event, TrialEnded, TrialStarted
 from tuning.plan import expected_epochs
 from tuning.search.budget import BudgetGuard
 from tuning.tables.comparison import WENT_WRONG
@@ -52,7 +52,7 @@ class Forecast:
             self._took_s += now - self._since.get(event.trial_id, now)
         if isinstance(event, TrialEnded):
             self._since.pop(event.trial_id, None)
-        else:
+        elif isinstance(event, (TrialStarted, EpochReported)):
             self._since[event.trial_id] = now
             self._gangs = max(self._gangs, len(self._since))
 

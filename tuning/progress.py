@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tuning.events import FINAL_STATES, EpochReported, Event, TrialEnded, TrialStarted
+from tuning.events import FINAL_STATES, EpochReported, Event, GangClosed, TrialEnded, TrialStarted
 from tuning.forecast import Forecast
 from tuning.render import STATE_STYLE, about, config_text, count, duration, number, state_counts
 from tuning.search.budget import HOUR_S
@@ -77,6 +77,10 @@ class Progress:
     def handle(self, event: Event) -> None:
         """Take the event in; print a line if a trial ended or paused."""
         self._begin()
+        if isinstance(event, GangClosed):
+            stamp = f"{duration(self._elapsed()):>7}  "
+            self._show(Text.assemble((stamp, "dim"), (f"✗ {event.gang} closed: {event.reason}", "red")))
+            return
         before, now = self._ledger.best(), self._clock()
         self._ledger.apply(event)
         self._forecast.handle(event)

@@ -21,7 +21,7 @@ import filelock
 from trainables.trial import resolve_trainable
 from tuning import children
 from tuning.choosing.shipping import CannotShip, ship
-from tuning.driving import carry_out
+from tuning.driving import CannotGoOn, carry_out
 from tuning.events import Listener
 from tuning.experiment import Experiment, ExperimentError
 from tuning.gangs.waiting import plan_in_time
@@ -33,6 +33,16 @@ from tuning.search.warm_start import earlier_trials
 from tuning.tables.results import Results, load
 from tuning.tables.storage import write_description
 from tuning.variants import Variants
+
+__all__ = [
+    "CannotGoOn",
+    "ExperimentBusy",
+    "ExperimentExists",
+    "ExportFailed",
+    "GivenUp",
+    "compress",
+    "run",
+]
 
 SHOWN_LINES = 8  # of what a trainable has to say; all of it is in a file
 
@@ -73,6 +83,7 @@ def run(
     Raises:
         ExperimentExists: there are results and `resume` is False.
         ExportFailed: all is done and in the tables, but `best/` or a variant could not be exported.
+        CannotGoOn: what the run needs is gone, as when no gang works any more; `resume` goes on from there.
         GivenUp: all of the first trials went wrong; they are in the tables, with the budget not spent.
         ExperimentBusy: another process is at it.
         ExperimentError: the cluster cannot hold one gang, or the experiment to resume was another.

@@ -21,7 +21,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher as TuneSearcherBase
 
-from trainables.order import Failure, Order, Report
+from trainables.order import Failure, Moved, Order, Report
 from tuning.gangs.gangs import Gangs
 from tuning.search.search import Run, Search
 
@@ -58,7 +58,7 @@ class TrialActor(tune.Trainable):
         self._epoch += 1
         return {"answer": self._ask(self._epoch)}
 
-    def _ask(self, epoch: int) -> Report | Failure:
+    def _ask(self, epoch: int) -> Report | Failure | Moved:
         patience = PATIENCE_S
         while True:
             # Where the owner was restarted it has forgotten the order: it starts anew from this epoch.
@@ -103,13 +103,15 @@ class TuneSearcher(_Unsaved, TuneSearcherBase):
 
     def suggest(self, trial_id: str) -> Any:
         """The config of Tune's trial `trial_id`; None: not now; FINISHED: never again."""
+        if self._gangs.none_left:
+            return TuneSearcherBase.FINISHED
         if not self._gangs.any_free:
             return None
         run = self._search.next_run()
         if run is None:
             return TuneSearcherBase.FINISHED if self._search.finished else None
         order = self._order_for(run)
-        gang = self._gangs.lend(order.run_id)
+        gang = self._gangs.lend(order.run_id, order.trial_id)
         return {"order": order, "gang": gang, "experiment": self._experiment}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
@@ -144,11 +146,19 @@ class TuneScheduler(_Unsaved, FIFOScheduler):
 
     def _decide(self, trial: Any, result: dict[str, Any]) -> str:
         order: Order = trial.config["order"]
-        answer: Report | Failure = result["answer"]
+        gang: str = trial.config["gang"]
+        answer: Report | Failure | Moved = result["answer"]
         if isinstance(answer, Report):
-            decision = self._search.report(order.trial_id, answer, gang=trial.config["gang"])
+            decision = self._search.report(order.trial_id, answer, gang=gang)
             if not decision.leaves:
                 return FIFOScheduler.CONTINUE
+        elif isinstance(answer, Moved):
+            self._search.lose(order.trial_id, answer.reason, times=answer.deaths)
+            if answer.gang_closed:
+                self._gangs.close_one(gang)
+                self._search.gang_closed(gang, answer.gang_closed)
+            else:
+                self._gangs.suspect(gang, order.trial_id)
         else:
             self._search.fail(order.trial_id, answer)
         self._gangs.take_back(order.run_id)

@@ -149,7 +149,7 @@ def _carrying_out(
     """
     from tuning.gangs.waiting import NoRoom
     from tuning.progress import Progress
-    from tuning.runner import ExportFailed, GivenUp
+    from tuning.runner import CannotGoOn, ExportFailed, GivenUp
     from tuning.tables.results import load
 
     def follow(inner: Experiment) -> Progress:
@@ -173,6 +173,9 @@ def _carrying_out(
     except NoRoom as error:
         close()
         raise WorkFailed(f"{error}; {remedy} tries again") from error
+    except CannotGoOn as error:
+        close()
+        raise WorkFailed(f"{error}\nGo on with: {shlex.join(again)}") from error
     except GivenUp as error:
         close()
         details = f"captune results {experiment.name} --columns all"

@@ -21,6 +21,7 @@ from ray.util.placement_group import PlacementGroup
 
 from trainables.gang import serve
 from tuning.gangs.mailbox import Mailbox
+from tuning.gangs.obituary import Obituary
 from tuning.gangs.resources import GangPlan
 from tuning.gangs.watchdog import Watchdog
 
@@ -78,9 +79,19 @@ class GangOwner(Mailbox):
         while not self._closed:
             try:
                 self._trainer().fit()
-            except BaseException:  # whatever happened to the controller costs a new one, never the gang
+            except BaseException as error:  # whatever happened to the controller costs a new one
                 traceback.print_exc()
+                self._could_not_start(error)
                 time.sleep(0.5)
+
+    def _could_not_start(self, error: BaseException) -> None:
+        """No room on the cluster is no fault of the gang's."""
+        cause = getattr(error, "controller_failure", error)
+        if type(cause).__name__ not in (
+            "WorkerGroupStartupTimeoutError",
+            "InsufficientClusterResourcesError",
+        ):
+            self.workers_died(f"{type(cause).__name__}: {cause}".splitlines()[0])
 
     def _keep_watch(self) -> None:
         """Kill workers that hang: Ray Train then replaces them as any that died."""
@@ -111,7 +122,9 @@ class GangOwner(Mailbox):
                 # A new name each time: a controller that died left its records behind under the old one.
                 name=f"{self._name}-{time.time_ns()}",
                 storage_path=self._scratch,
-                failure_config=train.FailureConfig(max_failures=-1),
+                # The owner starts anew what cannot be started, and counts how often.
+                failure_config=train.FailureConfig(max_failures=-1, controller_failure_limit=0),  # type: ignore[call-arg]
+                callbacks=[Obituary(self._myself)],  # type: ignore[list-item]
             ),
         )
 
@@ -130,6 +143,7 @@ class Gangs:
     ):
         self._placement_groups_before = _placement_groups()
         self._lent: dict[str, str] = {}  # gang -> run_id
+        self._on_trial: dict[str, str] = {}  # gang -> trial to be tried on another first
         owner = ray.remote(GangOwner)
         # Ray Train's cleaner asks the state API, which finds no address by itself where a machine has several
         # Rays: after a kill the dead gang's placement group would then hold its cores for ever.
@@ -156,13 +170,35 @@ class Gangs:
     @property
     def any_free(self) -> bool:
         """Whether `lend` would find a gang."""
-        return len(self._lent) < len(self._owners)
+        return bool(self._free())
 
-    def lend(self, run_id: str) -> str:
-        """Give a free gang to `run_id`: the name of its owner's actor."""
-        name = next(name for name in self._owners if name not in self._lent)
+    @property
+    def none_left(self) -> bool:
+        """Whether all gangs were closed."""
+        return not self._owners
+
+    def lend(self, run_id: str, trial_id: str) -> str:
+        """Give a free gang to `run_id`, of `trial_id`: the name of its owner's actor."""
+        name = self._free()[0]
         self._lent[name] = run_id
+        self._on_trial = {gang: left for gang, left in self._on_trial.items() if left != trial_id}
         return name
+
+    def _free(self) -> list[str]:
+        """Gangs to be lent. One that a trial left in trouble rests until another gang has that trial."""
+        free = [name for name in self._owners if name not in self._lent]
+        ready = [name for name in free if name not in self._on_trial]
+        return ready or (free if not self._lent else [])
+
+    def suspect(self, name: str, trial_id: str) -> None:
+        """Workers died under `trial_id` again and again: it is to be tried on another gang first."""
+        self._on_trial[name] = trial_id
+
+    def close_one(self, name: str) -> None:
+        """Close the gang `name`, which fails whatever trial it has."""
+        self._lent.pop(name, None)
+        self._on_trial.pop(name, None)
+        ray.kill(self._owners.pop(name))  # its Train run ends with it
 
     def take_back(self, run_id: str) -> None:
         """The trial is over or was stopped: its gang is free at once. Unknown runs are ignored."""

@@ -41,6 +41,7 @@ class Mailbox:
         self._reports: dict[int, Report] = {}
         self._end: Failure | Moved | None = None  # the answer once the reports are told
         self._quarantine = Quarantine()
+        self._workers_came = False  # since any died
         self._suspicion = ""
         self._taken_back: set[str] = set()
         self._closed = False
@@ -94,8 +95,7 @@ class Mailbox:
         self._deaths = 0
         self._allowed_epoch = order.epoch
         self._reports = {}
-        self._end = None
-        self._suspicion = ""
+        self._end = self._closing()
         self._watchdog.watch(order.slowest_epoch_s)
 
     # The workers' side.
@@ -109,6 +109,7 @@ class Mailbox:
         with self._changed:
             self._watchdog.heard()
             if lease is None:
+                self._workers_came = True
                 self._replaced()
             self._changed.wait_for(lambda: self._closed or self._has_work(), timeout_s)
             if self._closed:
@@ -153,6 +154,16 @@ class Mailbox:
             if self._current(lease):
                 self._suspicion = reason
 
+    def workers_died(self, reason: str) -> None:
+        """Take note of what workers died of; those that never came were not even started."""
+        with self._changed:
+            self._suspicion = self._suspicion or reason
+            if not self._workers_came:
+                self._quarantine.died()
+                self._end = self._end or self._closing()
+            self._workers_came = False
+            self._changed.notify_all()
+
     def _current(self, lease: int) -> bool:
         return self._order is not None and lease == self._lease
 
@@ -180,8 +191,8 @@ class Mailbox:
         self._changed.notify_all()
 
     def _verdict(self, order: Order) -> Failure | Moved | None:
-        at_last = f"; at last: {self._suspicion}" if self._suspicion else ""
-        deaths, closed = order.lost + self._deaths, self._quarantine.verdict()
+        at_last = self._at_last()
+        deaths = order.lost + self._deaths
         if deaths > self._max_failures:
             return Failure(
                 state="failed",
@@ -189,13 +200,25 @@ class Mailbox:
                 f"training.max_failures allows {self._max_failures}{at_last}",
             )
         if self._quarantine.moves(order.trial_id):
-            reason = f"its workers died {self._deaths} times on one gang{at_last}"
-            return Moved(reason=reason, deaths=self._deaths, gang_closed=closed and f"{closed}{at_last}")
+            times = f"its workers died {self._deaths} times on one gang{at_last}"
+            return self._closing() or Moved(reason=times, deaths=self._deaths)
         return None
+
+    def _closing(self) -> Moved | None:
+        """What any trial is told once the gang is to be closed."""
+        verdict = self._quarantine.verdict()
+        if not verdict:
+            return None
+        closed = f"{verdict}{self._at_last()}"
+        return Moved(reason="its gang was closed", deaths=self._deaths, gang_closed=closed)
+
+    def _at_last(self) -> str:
+        return f"; at last: {self._suspicion}" if self._suspicion else ""
 
     def _hand_out(self) -> tuple[int, Order]:
         assert self._order is not None
         self._handed_out = True
+        self._suspicion = ""
         self._lease += 1
         return self._lease, dataclasses.replace(
             self._order,

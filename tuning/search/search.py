@@ -37,7 +37,16 @@ from typing import Any
 
 from search_spaces.space import nearest
 from trainables.order import Failure, Report
-from tuning.events import FINAL_STATES, EpochReported, Event, Listener, TrialEnded, TrialStarted, TrialState
+from tuning.events import (
+    FINAL_STATES,
+    EpochReported,
+    Event,
+    GangClosed,
+    Listener,
+    TrialEnded,
+    TrialStarted,
+    TrialState,
+)
 from tuning.experiment import Experiment, ExperimentError
 from tuning.search.budget import BudgetGuard
 from tuning.search.false_start import FalseStart
@@ -85,6 +94,8 @@ class Run:
     attempt: int
     slowest_epoch_s: float
     """Duration of its slowest epoch so far, seconds; 0.0 before the first."""
+    lost: int
+    """How often it was lost before."""
 
 
 class Search:
@@ -153,6 +164,7 @@ class Search:
             epoch=trial.epoch,
             attempt=trial.attempt,
             slowest_epoch_s=trial.slowest_epoch_s,
+            lost=trial.lost,
         )
 
     def report(self, trial_id: str, report: Report, *, gang: str = "") -> Decision:
@@ -191,19 +203,28 @@ class Search:
             self._budget.count_epoch(0.0, 0.0)  # else a budget of epochs never ends where every trial fails
             self._end(trial, failure.state, failure.reason, failure.error)
 
-    def lose(self, trial_id: str, error: str) -> None:
-        """The driver lost a running trial through no fault of its own: it waits to be taken up again."""
+    def lose(self, trial_id: str, error: str, *, times: int = 1) -> None:
+        """The driver lost a running trial through no fault of its own: it waits to be taken up again.
+
+        Args:
+            error: why, the last line in short.
+            times: how often that counts against `training.max_failures`.
+        """
         trial = self._trials.get(trial_id)
         if trial is None:
             return
-        trial.lost += 1
+        trial.lost += times
+        last = error.strip().rpartition("\n")[2]
         if trial.lost > self._max_failures:
-            last = error.strip().rpartition("\n")[2]
             reason = f"lost {trial.lost} times, training.max_failures allows {self._max_failures}: {last}"
             self._end(trial, "failed", reason, error)
             return
-        trial.attempt += 1
-        self._put_aside(trial, LOST)
+        trial.attempt += times
+        self._put_aside(trial, f"{LOST}: {last}")
+
+    def gang_closed(self, gang: str, reason: str) -> None:
+        """The driver closed a gang: the listeners are told."""
+        self._tell(GangClosed(gang=gang, reason=reason, at=self._now()))
 
     def interrupt(self) -> None:
         """The driver gives up: what runs is put aside, to go on when the experiment is resumed."""

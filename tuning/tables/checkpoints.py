@@ -13,7 +13,7 @@ import os
 import shutil
 from pathlib import Path
 
-from tuning.events import FINAL_STATES, Event, TrialStarted
+from tuning.events import FINAL_STATES, EpochReported, Event, TrialEnded, TrialStarted
 from tuning.tables.lineage import starts_after
 from tuning.tables.results import ResultsWriter
 
@@ -37,8 +37,10 @@ class CheckpointKeeper:
 
     def handle(self, event: Event) -> None:
         """Take note that a trial may have superfluous checkpoints, or give a fork the one it starts from."""
-        if not isinstance(event, TrialStarted):
+        if isinstance(event, (EpochReported, TrialEnded)):
             self._to_sweep.add(event.trial_id)
+        elif not isinstance(event, TrialStarted):
+            return
         elif event.parent is not None and not self._writer.ledger.epochs[event.trial_id]:
             hand_on(self._folder / "checkpoints", event.parent, event.parent_epoch, event.trial_id)
         self.tick()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from tuning.events import FINAL_STATES, EpochReported, Event, TrialStarted
+from tuning.events import FINAL_STATES, EpochReported, Event, GangClosed, TrialStarted
 from tuning.search import ranking
 from tuning.tables.comparison import WENT_WRONG, Comparison, Row
 from tuning.tables.growing_front import GrowingFront
@@ -49,6 +49,8 @@ class Ledger:
 
     def apply(self, event: Event) -> None:
         """Take `event` in."""
+        if isinstance(event, GangClosed):
+            return  # no row is about gangs
         if isinstance(event, TrialStarted):
             self._started(event)
         elif isinstance(event, EpochReported):
