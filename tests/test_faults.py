@@ -5,6 +5,7 @@ from test_runner import experiment, left_behind
 
 from tuning import load, run
 from tuning.driving import CannotGoOn
+from tuning.gangs.gangs import TRAIN_ENVIRONMENT
 from tuning.tables.results import check_tables
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -29,11 +30,9 @@ def test_a_gang_that_hangs_is_rebuilt_and_its_trial_goes_on(cluster, tmp_path):
 
 
 def test_a_gang_that_cannot_start_is_closed_and_the_run_ends_with_that(cluster, tmp_path, monkeypatch):
-    def serve_nothing(setup):
-        raise RuntimeError("no device here")
-
-    monkeypatch.setattr("tuning.gangs.gangs.serve", serve_nothing)
-    broken = experiment(tmp_path, training={"gangs": 1})
+    broken_network = {"GLOO_SOCKET_IFNAME": "nosuchinterface"}
+    monkeypatch.setattr("tuning.gangs.gangs.TRAIN_ENVIRONMENT", TRAIN_ENVIRONMENT | broken_network)
+    broken = experiment(tmp_path, training={"workers": 2})
     with pytest.raises(CannotGoOn, match="all gangs failed"):
         run(broken)
     results = load(tmp_path / "curves")

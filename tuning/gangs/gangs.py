@@ -8,6 +8,7 @@ replaces dead workers, the owner replaces a dead Train controller, Ray restarts 
 from __future__ import annotations
 
 import contextlib
+import gc
 import secrets
 import threading
 import time
@@ -83,6 +84,8 @@ class GangOwner(Mailbox):
                 traceback.print_exc()
                 self._could_not_start(error)
                 time.sleep(0.5)
+            # What `fit` raised holds its own frame, with the controller that holds the gang's cores.
+            gc.collect()
 
     def _could_not_start(self, error: BaseException) -> None:
         """No room on the cluster is no fault of the gang's."""
