@@ -76,7 +76,7 @@ METRICS = (
     Metric(
         name="captune_faults",
         tag="kind",
-        meaning="`restart` (workers replaced), `lost` (the trial's actor died), and trials that ended "
+        meaning="`restart` (workers replaced), `lost` (the trial's actor died, or it was moved to another gang), `gang_closed`, and trials that ended "
         "`diverged`, `failed` or `out_of_memory`",
         grows=True,
     ),

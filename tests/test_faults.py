@@ -38,3 +38,15 @@ def test_a_gang_that_cannot_start_is_closed_and_the_run_ends_with_that(cluster, 
     results = load(tmp_path / "curves")
     assert list(results.trials["state"]) == ["paused"]
     assert left_behind() == []
+
+
+def test_a_trial_out_of_memory_goes_on_with_smaller_parts_of_its_batch(cluster, tmp_path):
+    full = experiment(
+        tmp_path,
+        model={"batch_size": 64, "fits_in_memory": 16},
+        scheduler={"algorithm": "none", "max_epochs": 2},
+        training={"gangs": 1, "on_out_of_memory": "accumulate"},
+        budget={"trials": 1},
+    )
+    (trial,) = run(full).trials.to_dict("records")
+    assert (trial["state"], trial["halvings"], trial["restarts"]) == ("completed", 2, 2)

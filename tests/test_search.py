@@ -66,11 +66,18 @@ def unsafe_but_fast(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
-def open_search(folder, recorder, clock=None, gangs=1, **changes):
+def open_search(folder, recorder, clock=None, gangs=1, can_halve=lambda *_: False, **changes):
     described = experiment(**changes)
     searcher, scheduler = open_strategy(described, path=folder / "study.journal")
     budget = BudgetGuard(described.budget, gangs=gangs, clock=clock or Clock())
-    return Search(described, searcher=searcher, scheduler=scheduler, budget=budget, listeners=[recorder])
+    return Search(
+        described,
+        searcher=searcher,
+        scheduler=scheduler,
+        budget=budget,
+        listeners=[recorder],
+        can_halve=can_halve,
+    )
 
 
 def score(run, epoch):

@@ -45,6 +45,12 @@ class CurveSettings(BaseModel):
     """Epoch in which the process of the highest rank dies without a word; needs `crash_marker`."""
     hang_at_epoch: int | None = Field(default=None, ge=1)
     """Epoch in which the highest rank stands still for ever; needs `crash_marker`."""
+    batch_size: int = Field(default=64, ge=1)
+    """Changes nothing but what memory an epoch seems to take."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Likewise; parts of a batch that are taken one after the other."""
+    fits_in_memory: int | None = Field(default=None, ge=1)
+    """Largest part of a batch with which a worker does not run out of memory."""
     crash_marker: Path | None = None
     """File written just before the crash or the hang: where it exists there is none, so that a retry gets
     through."""
@@ -74,6 +80,13 @@ class Curves:
                     except ValidationError as error:
                         raise SettingsError((section, name), error.errors()[0]["msg"]) from error
 
+    @classmethod
+    def with_less_memory(cls, settings: Mapping[str, Any], workers: int) -> dict[str, Any] | None:
+        """The same with half the `micro_batch_size`."""
+        known = CurveSettings.model_validate(dict(settings))
+        part = known.micro_batch_size or known.batch_size
+        return None if part == 1 else {**settings, "micro_batch_size": math.ceil(part / 2)}
+
     def setup(self, config: Mapping[str, Any], context: TrialContext) -> None:
         """Take the settings; nothing is built."""
         self.settings = CurveSettings.model_validate(dict(config))
@@ -84,6 +97,10 @@ class Curves:
         """One step along the curve, after `seconds_per_epoch`."""
         epoch, settings = self.epoch + 1, self.settings
         time.sleep(settings.seconds_per_epoch)
+        if (settings.micro_batch_size or settings.batch_size) > (settings.fits_in_memory or math.inf):
+            from torch import OutOfMemoryError  # nothing else here needs torch
+
+            raise OutOfMemoryError("tried to allocate more than there is")
         if epoch == settings.diverge_at_epoch:
             raise TrialDiverged(f"told to diverge in epoch {epoch}")
         if epoch == settings.fail_at_epoch:

@@ -32,7 +32,7 @@ from ray import train
 from ray.exceptions import RayActorError
 from ray.train.torch import get_device
 
-from trainables.order import Failure, Order, Report, checkpoint_folder
+from trainables.order import Failure, Order, Report, checkpoint_folder, out_of_memory
 from trainables.trial import Metrics, SettingsError, TrialContext, TrialDiverged, resolve_trainable
 
 POLL_S = 5.0  # how long one question to the owner may stay open
@@ -125,7 +125,7 @@ class Gang:
             self._fail(lease, failure)
             self._meet()
         except torch.OutOfMemoryError as error:
-            self._fail(lease, Failure(state="out_of_memory", reason=_first_line(error)))
+            self._fail(lease, out_of_memory(order, _first_line(error)))
             if self.world_size > 1:
                 raise
         except RayActorError:

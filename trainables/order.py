@@ -62,6 +62,12 @@ class Failure:
     """Traceback."""
 
 
+def out_of_memory(order: Order, reason: str) -> Failure:
+    """The failure of `order` for lack of memory, with the batch sizes that it had."""
+    sizes = [f"{name} {size}" for name, size in order.config.items() if "batch_size" in name]
+    return Failure(state="out_of_memory", reason=", ".join([*sizes, reason]))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Moved:
     """The trial leaves its gang though it is not over; it goes on elsewhere, from its last checkpoint."""

@@ -78,6 +78,9 @@ class Trainable(Protocol):
       have `size_mb` and `macs`, and `compression_ratio` for the table. `none` is the trial as it is.
     * `check_variants(methods, ratios)` raises `SettingsError` where one of them does not exist, before
       anything is trained; its path begins with `compression`.
+    * `with_less_memory(settings, workers) -> settings | None` gives settings that train the same in about
+      half the memory, by smaller parts of the same batch; None where that is not possible any more.
+      Needed for `training.on_out_of_memory: accumulate`.
     * `measure(folder) -> Metrics` measures what was exported, on a machine that does nothing else.
     * `compare(a, b, data, *, progress) -> Tables` uses two exported folders on the validation split of the
       experiment's `data` section and tells how they differ, above all what `b` does worse than `a`:

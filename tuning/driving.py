@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trainables.order import Order
+from tuning.accumulation import TrialSettings
 from tuning.events import Listener
 from tuning.experiment import Experiment
 from tuning.gangs.resources import GangPlan
@@ -71,6 +72,7 @@ def carry_out(
     with ExitStack() as stack:
         writer = ResultsWriter(experiment)
         everyone: list[Listener] = [writer, CheckpointKeeper(folder, writer), *listeners]
+        settings = TrialSettings(experiment, plan.workers, whole)
         budget = BudgetGuard(experiment.budget, workers=plan.workers, gangs=plan.gangs)
         search = Search(
             experiment,
@@ -78,6 +80,7 @@ def carry_out(
             scheduler=scheduler,
             budget=budget,
             listeners=everyone,
+            can_halve=settings.can_halve,
         )
         for listener in reversed(everyone):  # a stack closes the last first
             stack.callback(listener.close)
@@ -85,7 +88,7 @@ def carry_out(
         if resume:
             search.replay(*history(experiment, writer.ledger))
         with _scratch_folder(folder) as scratch:
-            _drive(experiment, search, plan, scratch, _order_maker(experiment, whole))
+            _drive(experiment, search, plan, scratch, _order_maker(experiment, settings))
         given_up = search.given_up
         search.close()
         write_end(folder, without_gain=budget.without_gain)
@@ -145,9 +148,7 @@ def _drive(
             raise CannotGoOn("all gangs failed again and again and were closed, whatever trial they had")
 
 
-def _order_maker(
-    experiment: Experiment, whole: Callable[[Mapping[str, Any]], Mapping[str, Any]]
-) -> Callable[[Run], Order]:
+def _order_maker(experiment: Experiment, settings: TrialSettings) -> Callable[[Run], Order]:
     """What turns a run of the search into an order for a gang."""
     folder, max_epochs = experiment.folder.absolute(), experiment.scheduler.max_epochs
 
@@ -156,7 +157,7 @@ def _order_maker(
             run_id=f"{run.trial_id}-{uuid.uuid4().hex[:8]}",
             trial_id=run.trial_id,
             trainable=experiment.trainable,
-            config={**experiment.model, **whole(run.config)},
+            config=settings.of(run.config, run.halvings) or settings.of(run.config) or {},
             data=experiment.data,
             # Trial 7 is the same trial whichever gang runs it and whatever ran before.
             seed=trial_seed(experiment.search.seed, run.trial_id),
@@ -167,6 +168,7 @@ def _order_maker(
             epoch=run.epoch,
             attempt=run.attempt,
             slowest_epoch_s=run.slowest_epoch_s,
+            lost=run.lost,
         )
 
     return order_for

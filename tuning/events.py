@@ -29,6 +29,8 @@ class TrialStarted:
     """trial_id of the trial from whose checkpoint it goes on; None: it starts from nothing."""
     parent_epoch: int = 0
     """Epochs of that checkpoint; its own are numbered on from there."""
+    halvings: int = 0
+    """How often its micro batch is halved, for lack of memory."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -230,6 +230,9 @@ class Training(_Strict):
     """How long to wait for a cluster that is too small to grow: seconds, or text such as `10m`. `null`: an
     experiment that is too large is refused."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    on_out_of_memory: Literal["fail", "accumulate"] = "fail"
+    """What becomes of a trial for which memory does not suffice: it is over, as `out_of_memory`, or goes on
+    from its last checkpoint with each batch in parts half as large, whose gradients are accumulated."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Times that a trial is taken up again after one of its workers died."""
     hang_timeout: str | float = "auto"
@@ -427,6 +430,9 @@ class Experiment(_Strict):
             check = getattr(trainable, "check", None)
             if check is not None:
                 check(self.data, self.model, searched)
+            if self.training.on_out_of_memory == "accumulate" and not hasattr(trainable, "with_less_memory"):
+                rule = f"the trainable {self.trainable!r} has no `with_less_memory`, use fail"
+                raise SettingsError(("training", "on_out_of_memory"), f"got 'accumulate': {rule}")
             if self.compression.search == "children":
                 self._check_children(trainable)
         except SettingsError as error:

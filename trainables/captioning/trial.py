@@ -7,6 +7,7 @@ search.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -92,6 +93,14 @@ class Captioning:
     def compare(cls, a: Path, b: Path, data: Mapping[str, Any], *, progress: bool = False) -> Tables:
         """What exported captioner `b` stops saying that `a` says; see `side_by_side.py`."""
         return side_by_side(a, b, check.read_data_settings(data), progress=progress)
+
+    @classmethod
+    def with_less_memory(cls, settings: Mapping[str, Any], workers: int) -> dict[str, Any] | None:
+        """The same batches, of which a worker takes at most half as many captions at once."""
+        known = Settings.model_validate(dict(settings))
+        share = math.ceil(known.batch_size / workers)
+        at_once = min(known.micro_batch_size or share, share)
+        return None if at_once == 1 else {**settings, "micro_batch_size": math.ceil(at_once / 2)}
 
     def setup(self, config: Mapping[str, Any], context: TrialContext) -> None:
         """Open the prepared data and build model and optimizer.

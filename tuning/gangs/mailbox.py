@@ -15,7 +15,7 @@ import secrets
 import threading
 from typing import Literal
 
-from trainables.order import Failure, Moved, Order, Report
+from trainables.order import Failure, Moved, Order, Report, out_of_memory
 from tuning.gangs.quarantine import Quarantine
 from tuning.gangs.watchdog import Watchdog
 
@@ -154,9 +154,11 @@ class Mailbox:
             if self._current(lease):
                 self._suspicion = reason
 
-    def workers_died(self, reason: str) -> None:
+    def workers_died(self, reason: str, no_memory: bool = False) -> None:
         """Take note of what workers died of; those that never came were not even started."""
         with self._changed:
+            if no_memory and self._handed_out and self._order is not None:
+                self._end = self._end or out_of_memory(self._order, reason)
             self._suspicion = self._suspicion or reason
             if not self._workers_came:
                 self._quarantine.died()

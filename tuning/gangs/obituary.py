@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 import ray
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import UserCallback
 
 TELL_S = 10.0  # how long an owner may take to listen
@@ -24,8 +25,20 @@ class Obituary(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Tell the owner; where it does not answer, it will see new workers."""
+        errors = worker_exceptions
         with contextlib.suppress(Exception):
-            ray.get(self._owner.workers_died.remote(cause(worker_exceptions)), timeout=TELL_S)
+            told = self._owner.workers_died.remote(cause(errors), ran_out_of_memory(errors))
+            ray.get(told, timeout=TELL_S)
+
+
+def ran_out_of_memory(worker_exceptions: dict[int, Exception]) -> bool:
+    """Whether Ray's memory monitor killed one of them."""
+    deaths = (getattr(error, "health_check_failure", None) for error in worker_exceptions.values())
+    return any(isinstance(death, OutOfMemoryError) or _names_memory(death) for death in deaths)
+
+
+def _names_memory(death: Exception | None) -> bool:
+    return isinstance(death, RayActorError) and "memory monitor" in str(death).lower()
 
 
 def cause(worker_exceptions: dict[int, Exception]) -> str:

@@ -77,6 +77,8 @@ class Trial:
     slowest_epoch_s: float = 0.0
     finite: bool = True
     """Whether its last figures can be compared at all."""
+    halvings: int = 0
+    """How often its micro batch was halved, for lack of memory."""
 
     @property
     def new_fork(self) -> bool:
@@ -96,6 +98,8 @@ class Run:
     """Duration of its slowest epoch so far, seconds; 0.0 before the first."""
     lost: int
     """How often it was lost before."""
+    halvings: int
+    """How often its micro batch is halved, for lack of memory."""
 
 
 class Search:
@@ -110,6 +114,8 @@ class Search:
         scheduler: decides about trials that have begun.
         budget: whether another trial may start, and until when.
         listeners: told of every event, in order.
+        can_halve: whether a trial of this configuration, whose micro batch was halved so often, can be tried
+            with less memory once more; without it, one that runs out of memory is over.
         now: the clock of the events.
     """
 
@@ -121,6 +127,7 @@ class Search:
         scheduler: Scheduler,
         budget: BudgetGuard,
         listeners: Sequence[Listener] = (),
+        can_halve: Callable[[Mapping[str, Any], int], bool] = lambda config, halvings: False,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ):
         self._objectives = experiment.objectives
@@ -132,6 +139,7 @@ class Search:
         self._scheduler = scheduler
         self._budget = budget
         self._listeners = listeners
+        self._can_halve = can_halve
         self._now = now
         self._trials: dict[str, Trial] = {}  # not over: running, paused, or waiting to be taken up
         self._running: set[str] = set()
@@ -165,6 +173,7 @@ class Search:
             attempt=trial.attempt,
             slowest_epoch_s=trial.slowest_epoch_s,
             lost=trial.lost,
+            halvings=trial.halvings,
         )
 
     def report(self, trial_id: str, report: Report, *, gang: str = "") -> Decision:
@@ -197,9 +206,15 @@ class Search:
         return self._carry_out(trial, decision)
 
     def fail(self, trial_id: str, failure: Failure) -> None:
-        """The trial's own code failed, diverged or ran out of memory: it is over."""
+        """The trial's own code failed, diverged or ran out of memory: it is over, or tried with less."""
         trial = self._trials.get(trial_id)
-        if trial is not None:
+        if trial is None:
+            return
+        if failure.state == "out_of_memory" and self._can_halve(trial.config, trial.halvings):
+            trial.halvings += 1
+            trial.attempt += 1
+            self._put_aside(trial, f"out of memory, goes on with smaller parts of a batch: {failure.reason}")
+        else:
             self._budget.count_epoch(0.0, 0.0)  # else a budget of epochs never ends where every trial fails
             self._end(trial, failure.state, failure.reason, failure.error)
 
@@ -262,7 +277,8 @@ class Search:
         """Take in what earlier runs of the experiment wrote down, in the order in which it happened.
 
         Args:
-            trials: rows of the trials table (`trial_id`, `state`, and of those that are over `finished_at`).
+            trials: rows of the trials table (`trial_id`, `state`, `halvings`, and of those that are over
+                `finished_at`).
             epochs: rows of the epochs table (`trial_id`, `epoch`, `attempt`, `metrics`, `at`), by `at`.
 
         Rungs are filled again, the budget counts what was spent, and trials that were not over wait to go
@@ -280,9 +296,10 @@ class Search:
             raise ExperimentError(
                 [f"the tables have trials that study.journal does not know: {', '.join(unknown)}"]
             )
+        halvings = {row["trial_id"]: row.get("halvings") or 0 for row in trials}
         for trial_id in configs:
             self._budget.count_trial()
-            self._open(trial_id)
+            self._open(trial_id).halvings = halvings.get(trial_id, 0)
         decisions: dict[str, Decision] = {}
         for row in _as_it_happened(trials, epochs):
             trial = self._trials[row["trial_id"]]
@@ -526,6 +543,7 @@ class Search:
             at=self._now(),
             parent=trial.parent,
             parent_epoch=trial.parent_epoch,
+            halvings=trial.halvings,
         )
 
     def _paused(self, trial: Trial, reason: str) -> TrialEnded:

@@ -125,6 +125,7 @@ class Ledger:
         row.setdefault("started_at", event.at)
         row |= {f"config/{name}": value for name, value in event.config.items()}
         row |= {"state": "running", "reason": None, "error": None, "finished_at": None}
+        row["halvings"] = event.halvings
 
     def _reported(self, event: EpochReported) -> None:
         trial, done = self.trials[event.trial_id], self.epochs[event.trial_id]

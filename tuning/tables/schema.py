@@ -90,6 +90,7 @@ TRIAL_TAIL = (
     Column("checkpoint", STRING, "folder of the best epoch's checkpoint, relative to the experiment's"),
     Column("error", STRING, "traceback of a trial that failed"),
     Column("restarts", INT, "times that a worker of the trial had to be replaced"),
+    Column("halvings", INT, "times that its micro batch was halved because it ran out of memory"),
 )
 
 EPOCH_HEAD = (
