@@ -33,6 +33,9 @@ REFRESH_S = 3.0
 WEIGH_S = 30.0
 TAGS = {each.name: each.tags for each in METRICS}
 
+#: What is counted as a fault.
+FAULTS = ("restart", "lost", "gang_closed", *sorted(WENT_WRONG))
+
 
 class Gauge(Protocol):
     """`ray.util.metrics.Gauge`, or what stands in for it."""
@@ -84,7 +87,10 @@ class MetricsListener:
             ("captune_last_epoch_timestamp_seconds", ""): now().timestamp(),
             ("captune_runs", ""): 0.0,
             ("captune_queue_wait_seconds", ""): 0.0,
-            **{("captune_faults", kind): 0.0 for kind in ("restart", "lost", "gang_closed", *sorted(WENT_WRONG))},
+            **{
+                ("captune_faults", kind): 0.0
+                for kind in ("restart", "lost", "gang_closed", *sorted(WENT_WRONG))
+            },
         }
 
     def handle(self, event: Event) -> None:
