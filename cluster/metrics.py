@@ -76,8 +76,8 @@ METRICS = (
     Metric(
         name="captune_faults",
         tag="kind",
-        meaning="`restart` (workers replaced), `lost` (the trial's actor died, or it was moved to another gang), "
-        "`gang_closed`, and trials that ended `diverged`, `failed` or `out_of_memory`",
+        meaning="`restart` (workers replaced), `lost` (the trial's actor died, or it was moved to another "
+        "gang), `gang_closed`, and trials that ended `diverged`, `failed` or `out_of_memory`",
         grows=True,
     ),
     Metric(name="captune_checkpoint_bytes", meaning="size of the checkpoints on storage"),
