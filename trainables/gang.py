@@ -43,7 +43,7 @@ class Owner(Protocol):
     """What a worker asks of its gang's owner, an actor handle; every method answers with an object ref."""
 
     join: Any
-    """(rank, the worker's actor handle) -> None: whom to kill where the gang hangs."""
+    """(rank, the worker's actor handle, id of its node) -> None: whom to kill where the gang hangs."""
     next_order: Any
     """(lease | None, timeout_s) -> (lease, Order) | "close" | None."""
     push: Any
@@ -71,7 +71,8 @@ def serve(setup: Mapping[str, Any]) -> None:
     """
     torch.set_num_threads(setup["cpus"])
     gang = Gang(owner=setup["owner"], cpus=setup["cpus"])
-    ray.get(gang.owner.join.remote(gang.rank, ray.get_runtime_context().current_actor))
+    me = ray.get_runtime_context()
+    ray.get(gang.owner.join.remote(gang.rank, me.current_actor, me.get_node_id()))
     # Whatever is loaded by now stays for good: without the freeze each collection costs 0.36 s.
     gc.collect()
     gc.freeze()

@@ -157,7 +157,7 @@ class TuneScheduler(_Unsaved, FIFOScheduler):
             if answer.gang_closed:
                 self._gangs.close_one(gang)
                 self._search.gang_closed(gang, answer.gang_closed)
-            else:
+            elif answer.deaths:
                 self._gangs.suspect(gang, order.trial_id)
         else:
             self._search.fail(order.trial_id, answer)

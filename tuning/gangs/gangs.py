@@ -29,6 +29,8 @@ from tuning.gangs.watchdog import Watchdog
 #: A Train controller looks after its workers this often; Ray's default of 2 s only delays recovery.
 TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # It would end the workers on a node that is taken away in mid-epoch; the owner lets them finish it.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
 }
 CLOSE_TIMEOUT_S = 20.0
@@ -52,16 +54,16 @@ class GangOwner(Mailbox):
     ):
         super().__init__(max_failures, Watchdog(hang_timeout_s))
         self._name, self._plan, self._scratch = name, plan, scratch
-        self._workers: dict[int, Any] = {}  # actor handles by rank, the latest that joined
+        self._workers: dict[int, tuple[Any, str]] = {}  # by rank: actor's handle, and the node where it is
         context = ray.get_runtime_context()
         self._myself, self._restarted = context.current_actor, context.was_current_actor_reconstructed
         self._thread = threading.Thread(target=self._keep_training, name=name, daemon=True)
         self._thread.start()
         threading.Thread(target=self._keep_watch, daemon=True).start()
 
-    def join(self, rank: int, worker: Any) -> None:
-        """A worker is there: its rank and its actor's handle."""
-        self._workers[rank] = worker
+    def join(self, rank: int, worker: Any, node: str) -> None:
+        """A worker is there: its rank, its actor's handle, and the id of the node where it is."""
+        self._workers[rank] = worker, node
 
     def __repr__(self) -> str:  # in the dashboard's table of actors, and before each line that it prints
         return f"gang {self._name}"
@@ -97,14 +99,22 @@ class GangOwner(Mailbox):
             self.workers_died(f"{type(cause).__name__}: {cause}".splitlines()[0])
 
     def _keep_watch(self) -> None:
-        """Kill workers that hang: Ray Train then replaces them as any that died."""
+        """Kill workers that hang, or whose node is taken away: Ray Train replaces them as any that died."""
         while not self._closed:
             time.sleep(WATCH_S)
             if hang := self._watchdog.hang():
                 self.suspect(self._lease, hang)
-                self._watchdog.rest()
-                for worker in list(self._workers.values()):
-                    ray.kill(worker)
+                self._kill_workers()
+            elif any(node in draining_nodes() for _, node in list(self._workers.values())):
+                self.leave("its node is taken away")
+                if self.may_end:
+                    self._kill_workers()
+
+    def _kill_workers(self) -> None:
+        self._watchdog.rest()
+        workers, self._workers = self._workers, {}
+        for worker, _ in workers.values():
+            ray.kill(worker)
 
     def _trainer(self) -> Any:
         from ray import train
@@ -225,6 +235,13 @@ class Gangs:
         deadline = time.monotonic() + timeout_s
         while _placement_groups() - self._placement_groups_before and time.monotonic() < deadline:
             time.sleep(0.1)
+
+
+def draining_nodes() -> set[str]:
+    """Ids of the nodes that are about to be taken away, by a spot notice, an autoscaler or a person."""
+    with contextlib.suppress(Exception):  # the head is being restarted
+        return set(ray._private.state.state.get_draining_nodes())
+    return set()
 
 
 def remove_orphaned_groups() -> None:

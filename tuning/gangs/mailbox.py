@@ -42,6 +42,7 @@ class Mailbox:
         self._end: Failure | Moved | None = None  # the answer once the reports are told
         self._quarantine = Quarantine()
         self._workers_came = False  # since any died
+        self._leaving = ""  # why the workers' node is left
         self._suspicion = ""
         self._taken_back: set[str] = set()
         self._closed = False
@@ -109,8 +110,8 @@ class Mailbox:
         with self._changed:
             self._watchdog.heard()
             if lease is None:
-                self._workers_came = True
-                self._replaced()
+                leaving, self._leaving, self._workers_came = bool(self._leaving), "", True
+                self._replaced(leaving)
             self._changed.wait_for(lambda: self._closed or self._has_work(), timeout_s)
             if self._closed:
                 return "close"
@@ -125,6 +126,7 @@ class Mailbox:
                 self._watchdog.heard(report.metrics.get("seconds", 0.0))
                 self._quarantine.worked()
                 self._reports[report.epoch] = report
+                self._move_on()
                 self._changed.notify_all()
 
     def may_go_on(self, lease: int, epoch: int, timeout_s: float) -> bool | None:
@@ -132,9 +134,9 @@ class Mailbox:
         with self._changed:
             self._watchdog.heard()
             self._changed.wait_for(
-                lambda: self._closed or not self._current(lease) or self._allowed_epoch > epoch, timeout_s
+                lambda: self._closed or not self._goes_on(lease) or self._allowed_epoch > epoch, timeout_s
             )
-            if self._closed or not self._current(lease):
+            if self._closed or not self._goes_on(lease):
                 return False
             return True if self._allowed_epoch > epoch else None
 
@@ -154,6 +156,20 @@ class Mailbox:
             if self._current(lease):
                 self._suspicion = reason
 
+    def leave(self, reason: str) -> None:
+        """The workers are to end where their node is taken away: the trial moves once its epoch is done."""
+        with self._changed:
+            self._leaving = reason
+            if not self._in_an_epoch():
+                self._move_on()
+            self._changed.notify_all()
+
+    @property
+    def may_end(self) -> bool:
+        """Whether the workers, told to leave, have done the epoch in which they were."""
+        with self._changed:
+            return bool(self._leaving) and not self._in_an_epoch()
+
     def workers_died(self, reason: str, no_memory: bool = False) -> None:
         """Take note of what workers died of; those that never came were not even started."""
         with self._changed:
@@ -166,6 +182,20 @@ class Mailbox:
             self._workers_came = False
             self._changed.notify_all()
 
+    def _goes_on(self, lease: int) -> bool:
+        return self._current(lease) and self._end is None
+
+    def _in_an_epoch(self) -> bool:
+        order = self._order
+        if order is None or not self._handed_out or self._end is not None:
+            return False
+        return self._last_epoch(order) < min(self._allowed_epoch, order.max_epochs)
+
+    def _move_on(self) -> None:
+        """After an epoch, or between two: where the workers leave, the trial does."""
+        if self._leaving and self._order is not None:
+            self._end = self._end or Moved(reason=self._leaving)
+
     def _current(self, lease: int) -> bool:
         return self._order is not None and lease == self._lease
 
@@ -173,6 +203,7 @@ class Mailbox:
         return (
             self._order is not None
             and not self._handed_out
+            and not self._leaving
             and self._end is None
             and self._last_epoch(self._order) < self._order.max_epochs
         )
@@ -180,12 +211,14 @@ class Mailbox:
     def _last_epoch(self, order: Order) -> int:
         return max(self._reports, default=order.epoch)
 
-    def _replaced(self) -> None:
+    def _replaced(self, leaving: bool) -> None:
         """New workers are there: where an order is out, others died under it."""
         if not self._handed_out:
             return
         self._handed_out = False
         if self._order is None or self._end is not None:  # or broke off, when it was over
+            return
+        if leaving:  # their node was taken before the epoch was done: nobody's fault
             return
         self._deaths += 1
         self._quarantine.died(self._order.trial_id)
