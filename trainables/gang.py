@@ -183,7 +183,7 @@ class Gang:
                 metrics = figures("train_epoch", trial.train_epoch())
                 metrics |= figures("evaluate", trial.evaluate(full=epoch in order.full_epochs))
                 if self.rank == 0:
-                    write_checkpoint(trial.save, checkpoint_folder(order, epoch))
+                    write_checkpoint(weighing(trial.save, metrics), checkpoint_folder(order, epoch))
                 seconds = time.perf_counter() - started
                 metrics |= {
                     "seconds": seconds,
@@ -206,6 +206,17 @@ class Gang:
             go_on = self.ask(lambda: self.owner.may_go_on.remote(lease, report.epoch, POLL_S))
             if go_on is not None:
                 return go_on
+
+
+def weighing(save: Callable[[Path], None], metrics: Metrics) -> Callable[[Path], None]:
+    """A trainable's `save` that notes in `metrics` how much it wrote."""
+
+    def save_and_weigh(folder: Path) -> None:
+        save(folder)
+        files = (path for path in folder.rglob("*") if path.is_file())
+        metrics["checkpoint_mb"] = sum(path.stat().st_size for path in files) / 1e6
+
+    return save_and_weigh
 
 
 def write_checkpoint(save: Callable[[Path], None], folder: Path) -> None:

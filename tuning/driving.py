@@ -71,7 +71,13 @@ def carry_out(
     folder = experiment.folder.absolute()
     with ExitStack() as stack:
         writer = ResultsWriter(experiment)
-        everyone: list[Listener] = [writer, CheckpointKeeper(folder, writer), *listeners]
+        keeper = CheckpointKeeper(
+            folder,
+            writer,
+            max_mb=experiment.checkpoints.max_mb,
+            best=experiment.compression.parents if experiment.compression.search == "children" else 1,
+        )
+        everyone: list[Listener] = [writer, keeper, *listeners]
         settings = TrialSettings(experiment, plan.workers, whole)
         budget = BudgetGuard(experiment.budget, workers=plan.workers, gangs=plan.gangs)
         search = Search(

@@ -286,6 +286,24 @@ class Training(_Strict):
         return self
 
 
+class Checkpoints(_Strict):
+    """Which checkpoints of the trials stay on storage, beside those that a trial may go on from."""
+
+    keep: Literal["all", "needed"] = "all"
+    """`all`: the best epoch's of every trial that did not go wrong, so that each can be exported. `needed`:
+    only those of the best trial (several objectives: of the front; `search: children`: of the parents)."""
+    max_gb: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Most that all of them may take, 10^9 bytes: beyond it those that are not needed go, the worst trials'
+    first. `null`: no limit."""
+
+    @property
+    def max_mb(self) -> float:
+        """What all of them may take, 10^6 bytes; 0.0: only those that are needed."""
+        if self.keep == "needed":
+            return 0.0
+        return math.inf if self.max_gb is None else 1e3 * self.max_gb
+
+
 class Compression(_Strict):
     """How trained models are made smaller: within the search, or after it."""
 
@@ -357,6 +375,7 @@ class Experiment(_Strict):
     budget: Budget
     training: Training = Training()
     compression: Compression = Compression()
+    checkpoints: Checkpoints = Checkpoints()
     storage: str = "captune-results"
     """Folder under which the experiment's own folder lies, relative to where the command runs."""
 

@@ -14,7 +14,7 @@ from tuning.tables.schema import figure_column
 from tuning.tables.storage import UnreadableResults
 
 #: What decides how long and on what a run works, not what its figures mean.
-MAY_CHANGE = frozenset({"budget", "compression", "storage", "training"})
+MAY_CHANGE = frozenset({"budget", "checkpoints", "compression", "storage", "training"})
 #: The exception within these sections: its figures differ.
 MUST_STAY = frozenset({"training.precision"})
 

@@ -1,20 +1,26 @@
 """Which checkpoints of an experiment stay on disk: of each trial the best epoch's and the last.
 
 The last is where a trial goes on after a crash, the best is what is exported. A trial that is over keeps
-only its best. A trial that starts from another's checkpoint is given it as its own, so that the other's may
-come and go. What is best and last is asked of the tables *on disk*: a driver that is killed is followed by
-one that knows no more than these, and looks for the checkpoint that they name.
+only its best, one that went wrong keeps nothing. Under a quota the best ones of the worst
+trials go, too, but neither what a trial may go on from nor the best trial's (see `quota.py`). A trial that
+starts from another's checkpoint is given it as its own, so that the other's may come and go. What is best and
+last is asked of the tables *on disk*: a driver that is killed is followed by one that knows no more than
+these, and looks for the checkpoint that they name.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from tuning.events import FINAL_STATES, EpochReported, Event, TrialEnded, TrialStarted
+from tuning.tables.comparison import WENT_WRONG
 from tuning.tables.lineage import starts_after
+from tuning.tables.quota import Checkpoint, superfluous
 from tuning.tables.results import ResultsWriter
 
 
@@ -26,11 +32,15 @@ class CheckpointKeeper:
     Args:
         folder: the experiment's folder.
         writer: writes the tables; hears of an event, and is closed, before the keeper is.
+        max_mb: what all of them may take, 10^6 bytes; 0.0: only what is needed is kept.
+        best: so many of the best trials keep theirs whatever the quota; several objectives: the front, too.
     """
 
-    def __init__(self, folder: Path, writer: ResultsWriter):
+    def __init__(self, folder: Path, writer: ResultsWriter, *, max_mb: float = math.inf, best: int = 1):
         self._folder = folder
         self._writer = writer
+        self._max_mb, self._best = max_mb, best
+        self._dropped: set[str] = set()  # for the quota
         self._to_sweep: set[str] = set()
         for trial_id in writer.ledger.trials:  # no gang runs yet: whatever an interrupted run left may go
             self._sweep(trial_id, everything=True)
@@ -52,11 +62,44 @@ class CheckpointKeeper:
         for trial_id in self._to_sweep:
             over = self._writer.ledger.trials[trial_id]["state"] in FINAL_STATES
             self._sweep(trial_id, everything=over)
+        if self._to_sweep:
+            self._keep_to(self._max_mb)
         self._to_sweep.clear()
+
+    def make_room(self) -> bool:
+        """Delete all that is not needed; whether there was anything."""
+        return self._keep_to(0.0)
 
     def close(self) -> None:
         """Delete the last of it."""
         self.tick()
+
+    def _keep_to(self, max_mb: float) -> bool:
+        if max_mb == math.inf:
+            return False
+        found = superfluous(self._checkpoints(), max_mb)
+        self._dropped.update(found)
+        for trial_id in dict.fromkeys(name.split("/")[1] for name in found):
+            self._sweep(trial_id, everything=False)
+        return bool(found)
+
+    def _checkpoints(self) -> Iterator[Checkpoint]:
+        """All that are kept, as the tables tell their sizes."""
+        ledger = self._writer.ledger
+        places = {trial_id: place for place, trial_id in enumerate(ledger.best_first())}
+        chosen = {name for name, place in places.items() if place < self._best}
+        chosen |= set(ledger.front()) if ledger.several else set()
+        for trial_id, trial in ledger.trials.items():
+            epochs = ledger.epochs[trial_id]
+            sizes = {row["checkpoint"]: row.get("checkpoint_mb", 0.0) for row in epochs.values()}
+            for name in self._kept(trial_id) if epochs else ():
+                last = trial["state"] not in FINAL_STATES and name == epochs[max(epochs)]["checkpoint"]
+                yield Checkpoint(
+                    name=name,
+                    size_mb=sizes[name],
+                    needed=last or (trial_id in chosen and name == trial.get("checkpoint")),
+                    place=places.get(trial_id, math.inf),
+                )
 
     def _sweep(self, trial_id: str, *, everything: bool) -> None:
         """Delete the checkpoints of reported epochs; `everything`: also what no report speaks of.
@@ -78,9 +121,10 @@ class CheckpointKeeper:
         ledger = self._writer.ledger
         trial, epochs = ledger.trials[trial_id], ledger.epochs[trial_id]
         best, last = trial.get("checkpoint"), epochs[max(epochs)]["checkpoint"]
-        if trial["state"] in FINAL_STATES and best is not None:
-            return {best}
-        return {best, last}
+        if trial["state"] in WENT_WRONG:
+            return set()
+        kept = {best} if trial["state"] in FINAL_STATES and best is not None else {best, last}
+        return {name for name in kept if name is not None} - self._dropped
 
 
 def hand_on(checkpoints: Path, parent: str, epoch: int, fork: str) -> None:

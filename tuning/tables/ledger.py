@@ -38,7 +38,7 @@ class Ledger:
 
     def __init__(self, experiment: Experiment):
         self.comparison = Comparison(experiment)
-        self._several = len(experiment.objectives) > 1
+        self.several = len(experiment.objectives) > 1
         self._searched = searched_columns(experiment.space)
         self._figures: dict[str, None] = {}  # reported columns, in the order of their first appearance
         self._front = GrowingFront(self.comparison.references)
@@ -97,13 +97,24 @@ class Ledger:
     @property
     def hypervolume(self) -> float | None:
         """Of the front of all results so far; None with one objective or before the reference is known."""
-        return self._front.hypervolume if self._several else None
+        return self._front.hypervolume if self.several else None
+
+    def best_first(self) -> list[str]:
+        """Trials that can be chosen, by the rules of `Results.best`. Looks at every trial."""
+        keys = ((self._key(trial_id), trial_id) for trial_id in self.trials)
+        return [trial_id for _, trial_id in sorted((key, name) for key, name in keys if key is not None)]
+
+    def front(self) -> list[str]:
+        """The trials in the front so far, by the rules of `Results.front`. Looks at every trial."""
+        keys = {trial_id: self._key(trial_id) for trial_id in self.trials}
+        feasible = {name: key[1:-1] for name, key in keys.items() if key is not None and key[0] == 0}
+        return [
+            name for name, best in zip(feasible, ranking.front([*feasible.values()]), strict=True) if best
+        ]
 
     def front_size(self) -> int:
-        """Number of trials in the front so far, by the rules of `Results.front`. Looks at every trial."""
-        keys = (self._key(trial_id) for trial_id in self.trials)
-        losses = [key[1:-1] for key in keys if key is not None and key[0] == 0]
-        return int(ranking.front(losses).sum())
+        """Number of trials in `front`."""
+        return len(self.front())
 
     def _ordered_figures(self) -> list[str]:
         known = [column.name for column in FIGURES if column.name in self._figures]
@@ -193,7 +204,7 @@ class Ledger:
 
     def _grow_front(self, row: Row) -> None:
         """Take an epoch into the front and write the hypervolume after it into its row."""
-        if self._several:
+        if self.several:
             losses = self.comparison.losses(row)
             if losses is not None:
                 self._front.add(losses, feasible=self.comparison.violation(row) == 0)

@@ -109,6 +109,7 @@ COSTS = (
     Column("seconds", FLOAT, "duration of the epoch with its evaluation and checkpoint"),
     Column("worker_s", FLOAT, "seconds of work, summed over workers"),
     Column("data_wait_s", FLOAT, "seconds that training waited for data"),
+    Column("checkpoint_mb", FLOAT, "size of the epoch's checkpoint, 10^6 bytes"),
     Column("peak_memory_mb", FLOAT, "largest memory of the first worker, 10^6 bytes"),
 )
 

@@ -1,0 +1,104 @@
+"""Checkpoints under a quota: any sequence of events leaves what is needed, and no more than is allowed."""
+
+import dataclasses
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_results import Clock, ended, epoch, experiment, started
+
+from tuning.events import FINAL_STATES
+from tuning.tables.checkpoints import CheckpointKeeper
+from tuning.tables.comparison import WENT_WRONG
+from tuning.tables.quota import Checkpoint, superfluous
+from tuning.tables.results import ResultsWriter
+
+SIZE_MB = 10.0
+
+
+def checkpoint(place, needed=False):
+    return Checkpoint(name=f"{place}", size_mb=SIZE_MB, needed=needed, place=place)
+
+
+def test_the_worst_trials_go_first_and_no_more_than_must():
+    assert superfluous([checkpoint(place) for place in (2, 0, 1)], 20.0) == ["2"]
+    assert superfluous([checkpoint(place) for place in (2, 0, 1)], 30.0) == []
+
+
+def test_what_is_needed_stays_whatever_the_quota():
+    assert superfluous([checkpoint(0, needed=True), checkpoint(5, needed=True), checkpoint(1)], 0.0) == ["1"]
+
+
+class Run:
+    """Tables, keeper and the folders that a gang would write."""
+
+    def __init__(self, folder, **quota):
+        self.folder, self.done, self.state = folder, {}, {}
+        self.writer = ResultsWriter(experiment(folder), clock=Clock())
+        self.keeper = CheckpointKeeper(folder, self.writer, **quota)
+
+    def tell(self, event):
+        self.writer.handle(event)
+        self.keeper.handle(event)
+
+    def epoch(self, trial, cider):
+        if trial not in self.done:
+            self.done[trial] = 0
+            self.tell(started(trial))
+        self.done[trial] += 1
+        (self.folder / "checkpoints" / trial / f"{self.done[trial]}").mkdir(parents=True)
+        report = epoch(trial, self.done[trial], cider=cider)
+        self.tell(dataclasses.replace(report, metrics=dict(report.metrics) | {"checkpoint_mb": SIZE_MB}))
+
+    def end(self, trial, state):
+        if trial in self.done and self.state.get(trial) not in FINAL_STATES:
+            self.state[trial] = state
+            self.tell(dataclasses.replace(ended(trial), state=state))
+
+    def on_disk(self):
+        return {f"{path.parent.name}/{path.name}" for path in self.folder.glob("checkpoints/*/*")}
+
+
+TRIALS = st.sampled_from("abcde")
+EVENTS = st.one_of(
+    st.tuples(st.just("epoch"), TRIALS, st.sampled_from([0.1, 0.2, 0.3, 0.4])),
+    st.tuples(st.just("end"), TRIALS, st.sampled_from(["paused", "stopped", "completed", "failed"])),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(EVENTS, max_size=30), st.sampled_from([0.0, 20.0, 40.0, float("inf")]))
+def test_any_run_keeps_what_it_may_go_on_from_and_the_best(events, max_mb):
+    with TemporaryDirectory() as folder:
+        run = Run(Path(folder), max_mb=max_mb)
+        for kind, trial, value in events:
+            if kind == "end":
+                run.end(trial, value)
+            elif run.state.get(trial) not in FINAL_STATES:
+                run.epoch(trial, value)
+        ledger, found = run.writer.ledger, run.on_disk()
+        last = {f"{t}/{n}" for t, n in run.done.items() if run.state.get(t) not in FINAL_STATES}
+        assert last <= found, "somebody may go on from these"
+        best = ledger.best()
+        needed = last | ({best["checkpoint"].removeprefix("checkpoints/")} if best else set())
+        assert needed <= found, "never the best's"
+        assert not any(run.state.get(name.split("/")[0]) in WENT_WRONG for name in found)
+        assert len(found) * SIZE_MB <= max(max_mb, len(needed) * SIZE_MB)
+        if max_mb == float("inf"):
+            for trial, row in ledger.trials.items():
+                wrong = run.state.get(trial) in WENT_WRONG
+                assert wrong or row["checkpoint"].removeprefix("checkpoints/") in found
+
+
+def test_room_is_made_of_what_nobody_needs(tmp_path):
+    run = Run(tmp_path)
+    for trial, cider in (("a", 0.3), ("b", 0.2), ("c", 0.1)):
+        run.epoch(trial, cider)
+        run.end(trial, "stopped" if trial != "c" else "paused")
+    assert run.on_disk() == {"a/1", "b/1", "c/1"}
+    assert run.keeper.make_room()
+    assert run.on_disk() == {"a/1", "c/1"}
+    assert not run.keeper.make_room(), "there is nothing left to delete"
+    run.epoch("d", 0.05)
+    assert run.on_disk() == {"a/1", "c/1", "d/1"}, "what comes later is kept again"
