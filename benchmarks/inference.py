@@ -2,7 +2,7 @@
 
 Four ways to run the same captioner: PyTorch as trained; with its large matrices as `Int8Linear`
 (`torch._int_mm`); ONNX Runtime on the graphs that an export writes; the same with the decoder's matrices in
-int8 by ONNX Runtime's own `quantize_dynamic` (a scale per output channel). The encoder, a small `cnn` at 64
+int8, as an export writes them of a captioner in int8. The encoder, a small `cnn` at 64
 pixels, is in float32 on all sides. A caption has 20 tokens, an end token or not, so that weights need not be
 trained. The four take turns, and each turn's times are set against PyTorch's of the same turn, for a
 machine's speed drifts. The last table is of encoders alone.
@@ -11,7 +11,6 @@ machine's speed drifts. The last table is of encoders alone.
 from __future__ import annotations
 
 import itertools
-import logging
 import statistics
 import tempfile
 import time
@@ -21,15 +20,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnxruntime.quantization import QuantType, quantize_dynamic
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
 from trainables.captioning.compress.arithmetic import Int8Linear
+from trainables.captioning.compress.onnx_captioner import OnnxCaptioner, session
 from trainables.captioning.compress.onnx_graphs import DECODER_STEP, ENCODER, write_onnx
+from trainables.captioning.compress.onnx_int8 import DECODER_STEP_INT8, write_int8
 from trainables.captioning.compress.swap import swap_layers
 from trainables.captioning.data.tokenizer import BOS
 from trainables.captioning.model.captioner import Captioner
@@ -74,38 +72,10 @@ def in_int8(captioner: Captioner) -> Captioner:
     return captioner
 
 
-def session(path: Path) -> onnxruntime.InferenceSession:
-    """A graph on one thread."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def in_onnx_runtime(encoder_file: Path, step_file: Path) -> Way:
-    """The graphs as a consumer runs them: numpy arrays in and out."""
-    encoder, step = session(encoder_file), session(step_file)
-    first = [output.name for output in encoder.get_outputs()]
-    following = [output.name.removeprefix("next_") for output in step.get_outputs()]
-
-    def caption(image: NDArray[np.uint8]) -> list[int]:
-        state = dict(zip(first, encoder.run(None, {"images": image}), strict=True))
-        token, written = np.array([BOS]), []
-        for _ in range(TOKENS):
-            answers = dict(zip(following, step.run(None, {"token": token, **state}), strict=True))
-            token = answers.pop("logits").argmax(-1)
-            state |= answers
-            written.append(int(token[0]))
-        return written
-
-    return caption
-
-
-def quantised(path: Path) -> Path:
-    """The graph with int8 matrices, beside it."""
-    whole, small = path.with_suffix(".whole.onnx"), path.with_suffix(".int8.onnx")
-    quant_pre_process(path, whole, skip_symbolic_shape=True)  # stores matrices as their readers want them
-    quantize_dynamic(whole, small, per_channel=True, weight_type=QuantType.QInt8)
-    return small
+def in_onnx_runtime(encoder: Path, step: Path) -> Way:
+    """The graphs as a consumer runs them."""
+    graphs = OnnxCaptioner(encoder, step)
+    return lambda image: graphs.write(image, TOKENS)[0].tolist()
 
 
 def contest(settings: Settings, vocabulary: int, folder: Path) -> dict[str, Way]:
@@ -113,14 +83,15 @@ def contest(settings: Settings, vocabulary: int, folder: Path) -> dict[str, Way]
     torch.manual_seed(0)
     captioner = Captioner(settings, vocabulary, IMAGE_SIZE).eval().requires_grad_(False)
     write_onnx(captioner, folder, max_tokens=TOKENS)
-    encoder, step = folder / ENCODER, folder / DECODER_STEP
+    write_int8(folder)
+    encoder = folder / ENCODER
     torch.manual_seed(0)
     int8 = in_int8(Captioner(settings, vocabulary, IMAGE_SIZE).eval().requires_grad_(False))
     return {
         "torch fp32": in_torch(captioner),
         "torch int8": in_torch(int8),
-        "ort fp32": in_onnx_runtime(encoder, step),
-        "ort int8": in_onnx_runtime(encoder, quantised(step)),
+        "ort fp32": in_onnx_runtime(encoder, folder / DECODER_STEP),
+        "ort int8": in_onnx_runtime(encoder, folder / DECODER_STEP_INT8),
     }
 
 
@@ -197,7 +168,6 @@ def encoders() -> None:
 
 def main() -> None:
     """Print the tables and the ratio."""
-    logging.disable(logging.WARNING)  # quantize_dynamic advises what was done already
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -206,5 +176,4 @@ def main() -> None:
         encoders()
     finally:
         torch.set_num_threads(threads)
-        logging.disable(logging.NOTSET)
     print(f"inference ratio={statistics.geometric_mean(faster):.2f}")

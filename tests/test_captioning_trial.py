@@ -1,11 +1,13 @@
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from trainables.captioning import shipped
 from trainables.captioning.compress.artefact import load_artefact
 from trainables.captioning.compress.measure import COST
 from trainables.captioning.data.loader import eval_batches
@@ -376,9 +378,33 @@ def test_what_ships_has_a_card_and_graphs_for_other_programs(data, parent, tmp_p
     card = (tmp_path / "shipped" / "README.md").read_text()
     assert f"{figures['cider']:.4g}" in card and "ONNX" not in card
     assert "`shapes`" in card and "Trial t." in card
-    line = Captioning.convert(tmp_path / "shipped")
-    assert "encoder.onnx" in line and (tmp_path / "shipped" / "decoder_step.onnx").exists()
-    assert "ONNX Runtime" in (tmp_path / "shipped" / "README.md").read_text()
+    said = Captioning.convert(tmp_path / "shipped", data)
+    assert "encoder.onnx" in said and (tmp_path / "shipped" / "decoder_step.onnx").exists()
+    assert "int8" not in said and not list((tmp_path / "shipped").glob("*.int8.onnx"))
+    assert "| ONNX Runtime |" in (tmp_path / "shipped" / "README.md").read_text()
+
+
+@pytest.mark.timeout(120)
+def test_what_ships_in_int8_has_int8_graphs_which_are_measured(data, parent, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    folder, _ = parent
+    child = trial(data, **{"compression.method": "int8", "compression.parent": str(folder)})
+    child.train_epoch()
+    (tmp_path / "child").mkdir()
+    child.save(tmp_path / "child")
+    Captioning.export(tmp_path / "child", tmp_path / "shipped")
+    said = Captioning.convert(tmp_path / "shipped", data)
+    size = {way: (tmp_path / "shipped" / f"decoder_step{way}.onnx").stat().st_size for way in ("", ".int8")}
+    assert size[".int8"] < 0.6 * size[""]
+    told = dict(re.findall(r"^(.+): [\d.e-]+ MB, [\d.]+ of PyTorch's time, CIDEr ([\d.e-]+)$", said, re.M))
+    assert list(told) == ["PyTorch", "ONNX Runtime", "ONNX Runtime, int8"]
+    assert float(told["ONNX Runtime"]) == pytest.approx(float(told["PyTorch"]), rel=1e-3, abs=1e-6)
+    assert f"| {told['ONNX Runtime, int8']} |" in (tmp_path / "shipped" / "README.md").read_text()
+
+    gone = data | {"format": "flickr8k", "path": str(tmp_path / "gone")}
+    monkeypatch.setattr(shipped, "write_onnx", lambda *_, **__: "graphs")  # are there
+    said = Captioning.convert(tmp_path / "shipped", gone)
+    assert said.count("CIDEr not measured: data.path") == 3
 
 
 def test_methods_that_do_not_exist_are_refused_before_anything_is_trained():

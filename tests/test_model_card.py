@@ -7,8 +7,10 @@ import yaml
 from PIL import Image
 
 from trainables.captioning.compress.artefact import load_artefact, save_artefact
+from trainables.captioning.compress.graph_figures import GRAPHS, INT8_GRAPHS, TORCH
 from trainables.captioning.compress.model_card import model_card
 from trainables.captioning.compress.onnx_graphs import write_onnx
+from trainables.captioning.compress.onnx_int8 import write_int8
 from trainables.captioning.data.tokenizer import CaptionTokenizer
 from trainables.captioning.model.captioner import Captioner
 from trainables.captioning.settings import Compression, Settings
@@ -32,6 +34,15 @@ FACTS = {
     "image_size": 224,
     "max_tokens": 30,
 }
+
+
+def figures(*rows):
+    """Of ways to run a captioner: name, bytes, CIDEr."""
+    return [
+        {"way": way, "bytes": size, "cider": cider, "images": 113, "ratio": 0.5, "ratio_low": 0.45,
+         "ratio_high": 0.55}
+        for way, size, cider in rows
+    ]  # fmt: skip
 
 
 def section(card, heading):
@@ -113,6 +124,28 @@ def test_the_compression_in_words(method, told):
     assert re.search(told, section(model_card(shipped(method), {}), "What it is"))
 
 
+def test_graphs_are_told_with_what_they_cost():
+    rows = (TORCH, 1_000, 0.4), (GRAPHS, 4_000, 0.4), (INT8_GRAPHS, 1_100, 0.39)
+    card = model_card(Settings(), {"graphs": figures(*rows)})
+    assert "| ONNX Runtime, int8 | 1,100 | 0.39 | 0.50 (0.45 to 0.55) |" in section(card, "Figures")
+    assert "113 images of the validation split" in card and "lose" not in card
+    assert "`decoder_step.int8.onnx`" in section(card, "How to use it")
+    without = model_card(Settings(), {"graphs": figures(*rows[:2])})
+    assert "encoder.onnx" in without and "int8.onnx" not in without
+
+
+def test_int8_graphs_that_caption_worse_are_called_so():
+    card = model_card(
+        Settings(), {"graphs": figures((TORCH, 1, 0.4), (GRAPHS, 1, 0.4), (INT8_GRAPHS, 1, 0.3))}
+    )
+    assert "lose 25% of the CIDEr of the float32 ones (0.4 to 0.3), more than 5%" in section(card, "Figures")
+
+
+def test_graphs_without_data_have_no_cider():
+    card = model_card(Settings(), {"graphs": figures((TORCH, 1, None), (INT8_GRAPHS, 1, None))})
+    assert "| not measured |" in card and "None" not in card and "validation split" not in card
+
+
 def test_licences_name_the_pretrained_weights_only_where_they_are_in_it():
     assert "State it here" in model_card(Settings(), {}) and "Apache" not in model_card(Settings(), {})
     licences = section(model_card(Settings(encoder="efficientnet_lite0"), {}), "Licences")
@@ -140,7 +173,10 @@ def test_its_python_lines_run_in_the_folder(tmp_path, monkeypatch, capsys):
     assert len(set(expected[0].split())) > 1
 
     monkeypatch.chdir(tmp_path)
-    for block in blocks(model_card(settings, {"onnx": True})):
+    write_int8(tmp_path)
+    card = model_card(settings, {"graphs": figures((TORCH, 1, 0.3), (GRAPHS, 1, 0.3), (INT8_GRAPHS, 1, 0.3))})
+    in_int8 = [block.replace(".onnx", ".int8.onnx") for block in blocks(card)[1:]]
+    for block in blocks(card) + in_int8:
         exec(block, {})
-    assert capsys.readouterr().out.splitlines() == expected * 2
+    assert capsys.readouterr().out.splitlines() == expected * 3
     assert len(blocks(model_card(settings, {}))) == 1

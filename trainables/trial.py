@@ -67,8 +67,8 @@ class Trainable(Protocol):
       (decoding, caching) and returns lines for a person: what there is, what had to be skipped. Idempotent
       and safe to call from several processes at once; shows a progress bar where `progress` is true.
     * `export(checkpoint, folder)` turns a checkpoint into what would ship; without it, a copy ships.
-    * `convert(folder) -> str` adds what other programs can run to what was exported, and says in a line what:
-      `captune export` calls it.
+    * `convert(folder, data) -> str` adds what other programs can run to what was exported, and says in lines
+      what, and what it is worth on the experiment's `data` section: `captune export` calls it.
     * `caption(folder, images) -> list[str]` uses what was exported: `captune caption` calls it.
     * `variants(checkpoint, methods, ratios) -> (configurations, lines)` names the ways to make a trial
       smaller: a configuration for each, by dotted name, with `compression.method`, perhaps

@@ -6,17 +6,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from trainables.captioning import checkpoint
+from trainables.captioning import check, checkpoint
 from trainables.captioning.compress.artefact import load_artefact, read_artefact, save_artefact
+from trainables.captioning.compress.graph_figures import graph_figures, warning
 from trainables.captioning.compress.measure import measure
 from trainables.captioning.compress.model_card import DataFacts, Facts, model_card
 from trainables.captioning.compress.onnx_graphs import DECODER_STEP, write_onnx
+from trainables.captioning.compress.onnx_int8 import DECODER_STEP_INT8, ENCODER_INT8, write_int8
+from trainables.captioning.data import cache
 from trainables.captioning.data.cache import CaptionData
 from trainables.captioning.settings import Settings
 from trainables.captioning.shrinking import Shrinking
-from trainables.trial import Metrics
+from trainables.trial import Metrics, SettingsError
 
 CARD = "README.md"
+#: Encodings of weights that int8 graphs round no further, or hardly (int4).
+_WHOLE_STEPS = {"int8", "int8_per_tensor", "int4"}
 
 
 def export(checkpoint_folder: Path, folder: Path) -> None:
@@ -40,12 +45,34 @@ def export(checkpoint_folder: Path, folder: Path) -> None:
     _write_card(folder, small.settings, facts)
 
 
-def convert(folder: Path) -> str:
-    """Add ONNX graphs to what `export` wrote; a line for a person says which, or what they need."""
+def convert(folder: Path, data: Mapping[str, Any]) -> str:
+    """Add ONNX graphs to what `export` wrote, in int8, too, where its weights are; and measure them.
+
+    Args:
+        folder: what `export` wrote.
+        data: the experiment's `data` section; graphs caption its validation split.
+
+    Returns:
+        Lines for a person: which graphs there are, and their figures, or what they need.
+    """
     artefact = read_artefact(folder)
-    line = write_onnx(artefact.captioner, folder, max_tokens=artefact.max_tokens)
-    _write_card(folder, artefact.captioner.settings, artefact.facts)
-    return line
+    captioner = artefact.captioner
+    line = write_onnx(captioner, folder, max_tokens=artefact.max_tokens)
+    if not (folder / DECODER_STEP).exists():
+        return line
+    kinds = {encoding.kind for encoding in captioner.encodings.values()}
+    if kinds & _WHOLE_STEPS:
+        write_int8(folder, per_channel="int8_per_tensor" not in kinds)
+        line += f", in int8 in {ENCODER_INT8} and {DECODER_STEP_INT8}"
+    prepared, reason = _opened(data)
+    figures = graph_figures(folder, prepared)
+    _write_card(folder, captioner.settings, {**artefact.facts, "graphs": figures})
+    told = [
+        f"{each['way']}: {each['bytes'] / 1e6:.3g} MB, {each['ratio']:.2f} of PyTorch's time"
+        + (f", CIDEr {each['cider']:.4g}" if each["cider"] is not None else f", CIDEr not measured: {reason}")
+        for each in figures
+    ]
+    return "\n".join(filter(None, [line, *told, warning(figures)]))
 
 
 def measure_exported(folder: Path) -> Metrics:
@@ -75,6 +102,13 @@ def data_facts(data: CaptionData, layout: str) -> DataFacts:
     }
 
 
+def _opened(data: Mapping[str, Any]) -> tuple[CaptionData | None, str]:
+    """Prepared data, or why there is none (any more)."""
+    try:
+        return cache.prepare(check.read_data_settings(data)), ""
+    except SettingsError as error:
+        return None, str(error)
+
+
 def _write_card(folder: Path, settings: Settings, facts: Mapping[str, Any]) -> None:
-    there = (folder / DECODER_STEP).exists()
-    (folder / CARD).write_text(model_card(settings, cast(Facts, {**facts, "onnx": there})), encoding="utf-8")
+    (folder / CARD).write_text(model_card(settings, cast(Facts, facts)), encoding="utf-8")

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -143,15 +143,20 @@ def ship(trainable: str, checkpoint: Path, folder: Path) -> None:
         raise CannotShip(f"{checkpoint} could not be exported: {type(error).__name__}: {error}") from error
 
 
-def convert(trainable: str, folder: Path) -> str:
-    """Add what other programs can run to what was shipped into `folder`; says in a line what, if anything.
+def convert(trainable: str, folder: Path, data: Mapping[str, Any]) -> str:
+    """Add what other programs can run to what was shipped into `folder`; says in lines what, if anything.
+
+    Args:
+        trainable: as in the experiment file.
+        folder: into which `ship` put it.
+        data: the experiment's `data` section.
 
     Raises:
         CannotShip: the trainable's `convert` failed; what was shipped stays.
     """
     converting = getattr(resolve_trainable(trainable), "convert", None)
     try:
-        return "" if converting is None else converting(folder)
+        return "" if converting is None else converting(folder, data)
     except Exception as error:  # code of the trainable may raise anything
         reason = f"{type(error).__name__}: {error}"
         raise CannotShip(f"{folder} is exported, but not for other programs: {reason}") from error

@@ -151,7 +151,8 @@ def export(
 
     The best is that by the first objective, among the compressed variants where there are any, else among
     the trials; it also keeps the experiment's constraints. Of a trial the best epoch is exported, whose
-    figures are shown.
+    figures are shown. Where the extra `onnx` is installed, ONNX graphs are added and measured, in int8, too,
+    of a model that stores its weights in 8 bits or fewer.
 
     \b
     Examples:
@@ -193,7 +194,7 @@ def export(
             row = best_within(found, limits)
         folder = to or found.folder / "exported" / name_of(row)
         ship(found.experiment.trainable, checkpoint_of(found, row), folder)
-        line = convert(found.experiment.trainable, folder)
+        line = convert(found.experiment.trainable, folder, found.experiment.data)
     except CannotShip as error:
         raise WorkFailed(str(error)) from error
     console = Console(soft_wrap=True)

@@ -75,8 +75,8 @@ def measure(captioner: Captioner, *, image_size: int, max_tokens: int, seconds: 
     try:
         captioner.eval()
         with one_thread():
-            one = partial(_caption, captioner, _images(1, image_size), max_tokens)
-            batch = partial(_caption, captioner, _images(_THROUGHPUT_BATCH, image_size), max_tokens)
+            one = partial(caption_greedily, captioner, _images(1, image_size), max_tokens)
+            batch = partial(caption_greedily, captioner, _images(_THROUGHPUT_BATCH, image_size), max_tokens)
             # Batches first: glibc stops mapping fresh pages for every large buffer once larger ones have been
             # freed. Before, an image through efficientnet_lite0 took 3,000 page faults and a tenth longer.
             batch_s = fastest_cpu_seconds(batch, seconds=seconds / 4)
@@ -119,7 +119,7 @@ def count_macs(captioner: Captioner, *, image_size: int, max_tokens: int) -> int
     totals = []
     for tokens in range(3):
         with FlopCounterMode(display=False) as counter:
-            _caption(shapes, image, tokens)
+            caption_greedily(shapes, image, tokens)
         totals.append(counter.get_total_flops() // 2)
     # A step costs the same every time, or grows evenly with the keys it looks at: a quadratic in the number
     # of tokens, which three points fix (Newton's forward differences).
@@ -133,9 +133,11 @@ def count_memory(captioner: Captioner, *, image_size: int, max_tokens: int) -> i
     In evaluation mode, on the captioner's device, without gradients.
     """
     device = next(captioner.parameters()).device
-    _caption(captioner, _images(1, image_size).to(device), 1)  # what is made once and kept is there now
+    caption_greedily(
+        captioner, _images(1, image_size).to(device), 1
+    )  # what is made once and kept is there now
     with PeakMemory([*captioner.parameters(), *captioner.buffers()]) as memory:
-        _caption(captioner, _images(1, image_size).to(device), max_tokens)
+        caption_greedily(captioner, _images(1, image_size).to(device), max_tokens)
     return memory.bytes
 
 
@@ -147,8 +149,11 @@ def _images(count: int, side: int) -> Tensor:
 
 
 @torch.no_grad()
-def _caption(captioner: Captioner, images: Tensor, max_tokens: int) -> None:
-    """Greedy generation that never stops early and never looks at the tokens, so it runs on meta too."""
+def caption_greedily(captioner: Captioner, images: Tensor, max_tokens: int) -> None:
+    """What is timed and counted: `max_tokens` tokens for images [B, S, S, 3], an end token or not.
+
+    Never looks at the tokens, so it runs on meta too.
+    """
     state = captioner.decoder.start(captioner.encode(images))
     token = torch.full((images.shape[0],), BOS, device=images.device)
     for _ in range(max_tokens):

@@ -7,9 +7,11 @@ it is. Reads no file and no weights. What is not known is not made up: its line 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypedDict
 
+from trainables.captioning.compress.graph_figures import INT8_GRAPHS, GraphFigures, warning
+from trainables.captioning.compress.onnx_int8 import DECODER_STEP_INT8, ENCODER_INT8
 from trainables.captioning.compress.usage import WITH_CAPTUNE, WITH_ONNX_RUNTIME
 from trainables.captioning.settings import Settings
 
@@ -53,8 +55,8 @@ class Facts(TypedDict, total=False):
     """Side of the squares that the encoder sees, in pixels."""
     max_tokens: int
     """Longest caption, the end token included."""
-    onnx: bool
-    """Whether the ONNX graphs lie in the folder."""
+    graphs: Sequence[GraphFigures]
+    """Of PyTorch and of the ONNX graphs, where these lie in the folder."""
 
 
 def model_card(settings: Settings, facts: Facts) -> str:
@@ -94,10 +96,15 @@ def _origin(facts: Facts) -> str:
 
 def _use(facts: Facts) -> str:
     text = f"In this folder, with Captune installed:\n\n{_python(WITH_CAPTUNE)}"
-    if facts.get("onnx"):
+    if "graphs" in facts:
         text += (
-            "\n\nWith ONNX Runtime, Pillow and `tokenizers` alone, greedily and in float32 "
+            "\n\nWith ONNX Runtime, Pillow and `tokenizers` alone, greedily "
             f"(names and shapes of the tensors stand in the graphs):\n\n{_python(WITH_ONNX_RUNTIME)}"
+        )
+    if any(each["way"] == INT8_GRAPHS for each in facts.get("graphs", ())):
+        text += (
+            f"\n`{ENCODER_INT8}` and `{DECODER_STEP_INT8}` are used alike: weights in 8 bits, products of the "
+            "decoder in int8. They round the images of a batch together."
         )
     return text
 
@@ -180,8 +187,9 @@ def _figures(settings: Settings, facts: Facts) -> str:
         (f"`{n}`", f"{v:.4g}" if v < 1e4 else f"{v:,.0f}", _COST.get(n, ""))
         for n, v in facts.get("cost", {}).items()
     ]
+    graphs = facts.get("graphs", ())
     if not metrics and not cost:
-        return "Not recorded."
+        return _graphs(graphs) or "Not recorded."
     parts = [_table(("figure", "value", "meaning"), metrics + cost)]
     if metrics:
         parts.append(
@@ -196,7 +204,33 @@ def _figures(settings: Settings, facts: Facts) -> str:
             f"Latency was measured on one CPU thread ({hardware}; {torch}): one image, decoded already, and "
             "the longest caption, greedy; the median of repeated runs."
         )
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *filter(None, [_graphs(graphs)])])
+
+
+def _graphs(figures: Sequence[GraphFigures]) -> str:
+    """What the graphs are worth beside PyTorch; nothing where there are none."""
+    if not figures:
+        return ""
+    rows = [
+        (
+            each["way"],
+            f"{each['bytes']:,}",
+            "not measured" if each["cider"] is None else f"{each['cider']:.4g}",
+            f"{each['ratio']:.2f} ({each['ratio_low']:.2f} to {each['ratio_high']:.2f})",
+        )
+        for each in figures
+    ]
+    told = (
+        "Bytes are those of the files that each needs. The time is that of one image and its longest caption, by "
+        "turns with PyTorch in one process and on one CPU thread, with a 95 % interval; PyTorch is 1."
+    )
+    if figures[0]["cider"] is not None:
+        told += (
+            f" CIDEr-D is that of captions of {figures[0]['images']:,} images of the validation split, written "
+            "greedily, one image at a time."
+        )
+    head = ("ways to run it", "bytes", "CIDEr-D", "time")
+    return "\n\n".join(filter(None, [_table(head, rows), told, warning(figures)]))
 
 
 _METRICS = {

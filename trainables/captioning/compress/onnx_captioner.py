@@ -47,9 +47,7 @@ class OnnxCaptioner:
         state = dict(zip(self._first, self._encoder.run(None, {"images": images}), strict=True))
         token, written = np.full(len(images), self._facts["bos"]), []
         for _ in range(count):
-            answers = dict(
-                zip(self._following, self._step.run(None, {"token": token, **state}), strict=True)
-            )
+            answers = dict(zip(self._following, self._step.run(None, {"token": token, **state}), strict=True))
             logits = answers.pop("logits")  # [B, V]
             logits[:, list(never)] = -np.inf
             token = logits.argmax(-1)

@@ -86,7 +86,9 @@ def _stored_in_int8(model: ModelProto, per_channel: bool) -> ModelProto:
     from onnx import TensorProto, helper, numpy_helper
 
     graph = model.graph
-    weights = {node.input[_WEIGHT_OF[node.op_type]]: node for node in graph.node if node.op_type in _WEIGHT_OF}
+    weights = {
+        node.input[_WEIGHT_OF[node.op_type]]: node for node in graph.node if node.op_type in _WEIGHT_OF
+    }
     before: list[Any] = []
     for tensor in list(graph.initializer):
         if tensor.name not in weights or tensor.data_type != TensorProto.FLOAT:
@@ -99,7 +101,9 @@ def _stored_in_int8(model: ModelProto, per_channel: bool) -> ModelProto:
         graph.initializer.remove(tensor)
         graph.initializer.append(numpy_helper.from_array(steps, f"{name}_steps"))
         graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
-        before.append(helper.make_node("Cast", [f"{name}_steps"], [cast], f"{cast}_cast", to=TensorProto.FLOAT))
+        before.append(
+            helper.make_node("Cast", [f"{name}_steps"], [cast], f"{cast}_cast", to=TensorProto.FLOAT)
+        )
         before.append(helper.make_node("Mul", [cast, f"{name}_scale"], [name], f"{cast}_scaled"))
     for node in reversed(before):
         graph.node.insert(0, node)
