@@ -407,6 +407,19 @@ def test_what_ships_in_int8_has_int8_graphs_which_are_measured(data, parent, tmp
     assert said.count("CIDEr not measured: data.path") == 3
 
 
+def test_one_sequence_under_two_names_is_refused(data):
+    with pytest.raises(
+        SettingsError, match=r"^compression.methods: 'int8\+prune' is the same as 'prune\+int8'"
+    ):
+        Captioning.check_variants(["none", "prune+int8", "prune+int4", "int8+prune"], [0.5])
+    searched = {"compression.method": ["int8+low_rank", "int8", "low_rank + int8"]}
+    with pytest.raises(
+        SettingsError, match=r"^search_space.compression.method: 'low_rank \+ int8' is .* 'int8\+low_rank'"
+    ):
+        Captioning.check(data, {}, searched)
+    Captioning.check(data, {}, {"compression.method": ["prune+int8", "prune+int4", "prune"]})
+
+
 def test_methods_that_do_not_exist_are_refused_before_anything_is_trained():
     Captioning.check_variants(["none", "prune+int8", "distil+int8"], [0.5])
     with pytest.raises(SettingsError, match="compression.methods: got 'prune.int9': .*did you mean 'int8'"):

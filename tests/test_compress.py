@@ -417,3 +417,20 @@ def test_compression_needs_no_ray():
     code = "import sys, trainables.captioning.compress.artefact; print({'ray', 'optuna'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("method", ["low_rank", "prune", "prune_units", "distil"])
+def test_a_method_that_finds_nothing_to_remove_says_so(method):
+    tiny = make(vocabulary=20, decoder_width=8, encoder_width=4, decoder_layers=1)
+    with pytest.raises(SettingsError, match=f"nothing in this captioner for {method} .*it removes nothing"):
+        compress(tiny, [method], 0.5)
+
+
+def test_what_the_others_of_a_sequence_remove_is_told_where_one_finds_nothing():
+    pytest.importorskip("efficientnet_lite_pytorch")
+    frozen = {"encoder": "efficientnet_lite0", "encoder_trainable": False}
+    tiny = make(vocabulary=20, decoder_width=8, decoder_layers=1, embedding_width=8, **frozen)
+    with pytest.raises(
+        SettingsError, match=r"nothing .* for prune_units .*: prune_units\+int8 removes 0\.7\d\d"
+    ):
+        compress(tiny, ["prune_units", "int8"], 0.5)

@@ -40,6 +40,7 @@ def check_experiment(
     for name, examples in searched.items():
         for example in examples:
             read_settings({name: example}, section=("search_space",))
+    _refuse_same(searched.get("compression.method", ()), ("search_space", "compression.method"))
     _check_combinations(settings, searched)
     for encoder in searched.get("encoder", [read_settings(settings).encoder]):
         try:
@@ -87,10 +88,10 @@ def read_settings(config: Mapping[str, Any], section: tuple[str, ...] = ("model"
 
 
 def check_variants(methods: Sequence[str], ratios: Sequence[float]) -> None:
-    """Refuse `methods` to compress that do not exist; any of `ratios` may be.
+    """Refuse `methods` to compress that do not exist, or are one and the same; any of `ratios` may be.
 
     Raises:
-        SettingsError: names `compression.methods`, the method, the nearest valid one.
+        SettingsError: names `compression.methods`, the method, the nearest valid one or the one it equals.
     """
     for method in methods:
         try:
@@ -98,11 +99,26 @@ def check_variants(methods: Sequence[str], ratios: Sequence[float]) -> None:
         except ValidationError as error:
             rule = error.errors()[0]["ctx"]["error"]
             raise SettingsError(("compression", "methods"), f"got {method!r}: {rule}") from error
+    _refuse_same(methods, ("compression", "methods"))
 
 
 def caches_features(settings: Settings) -> bool:
     """Whether the encoder's features are computed once, for all trials: nothing in a trial changes them."""
     return settings.encoder != "cnn" and not settings.encoder_trainable
+
+
+def _refuse_same(methods: Sequence[str], path: tuple[str, ...]) -> None:
+    """Two spellings of one sequence would be one trial, or variant, run twice."""
+    known: dict[str, str] = {}
+    for method in methods:
+        sequence = Compression(method=method).method
+        if sequence in known:
+            raise SettingsError(
+                path,
+                f"{method!r} is the same as {known[sequence]!r}: methods are applied in one order, as in "
+                f"{sequence!r}, however they are written; keep one of them",
+            )
+        known[sequence] = method
 
 
 def _freezes_cnn(settings: Settings) -> bool:

@@ -22,6 +22,8 @@ from trainables.trial import SettingsError
 #: How far the removed share of the bytes may be from the one that was asked for.
 TOLERANCE = 0.05
 _HALVINGS = 12
+#: A method that removes less of the bytes does nothing.
+_NOTHING = 0.0005
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,25 @@ def find_strength(captioner: Captioner, methods: Sequence[str], ratio: float | N
     strength = min((low, high), key=lambda each: abs(removed(each) - ratio))
     if abs(removed(strength) - ratio) > TOLERANCE:
         least, most = min(removed(0.0), removed(1e-9)), removed(1.0)  # the first zeros cost a bitmap
+        if most - least < _NOTHING:
+            raise SettingsError(("model", "compression", "ratio"), f"{ratio:g}: {_no_choice(methods, most)}")
         raise SettingsError(
             ("model", "compression", "ratio"),
             f"{ratio:g}: {'+'.join(methods)} removes between {least:.3f} and {most:.3f} of this captioner's "
             f"bytes; the nearest it can do is {min(max(ratio, least), most):.3f}",
         )
     return strength
+
+
+def _no_choice(methods: Sequence[str], removed: float) -> str:
+    """What to say of a sequence that removes the same share of the bytes however strong it is."""
+    tunable = " and ".join(method for method in methods if METHODS[method].tunable)
+    all_the_same = f"{'+'.join(methods)} removes {removed:.3f} of its bytes, neither more nor less"
+    said = "it removes nothing" if removed < _NOTHING else all_the_same
+    return (
+        f"there is nothing in this captioner for {tunable} to make smaller: {said}; leave {tunable} out, or "
+        "take a larger captioner"
+    )
 
 
 def stored_bytes(captioner: Captioner) -> int:

@@ -43,7 +43,7 @@ class GraphFigures(TypedDict):
     """CIDEr-D of the captions of `images` images; None where there is no data any more."""
     images: int
     ratio: float
-    """CPU time of one image and its longest caption by that of PyTorch, run by turns with it, on one thread."""
+    """CPU time of one image and its longest caption by that of PyTorch, by turns with it, on one thread."""
     ratio_low: float
     ratio_high: float
     """95 % interval of the ratio."""
@@ -68,7 +68,9 @@ def graph_figures(folder: Path, data: CaptionData | None, *, seconds: float = 1.
         """One image at a time, for int8 graphs round a batch together."""
         if data is None:
             return None
-        texts = artefact.tokenizer.decode([write(data.images[image][np.newaxis])[0] for image in images])
+        texts = artefact.tokenizer.decode(
+            [write(np.array(data.images[image])[np.newaxis])[0] for image in images]
+        )
         return caption_metrics(texts, [data.captions[image] for image in images])["cider"]
 
     def by_torch(pixels: NDArray[np.uint8]) -> list[list[int]]:

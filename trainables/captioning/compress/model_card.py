@@ -103,8 +103,8 @@ def _use(facts: Facts) -> str:
         )
     if any(each["way"] == INT8_GRAPHS for each in facts.get("graphs", ())):
         text += (
-            f"\n`{ENCODER_INT8}` and `{DECODER_STEP_INT8}` are used alike: weights in 8 bits, products of the "
-            "decoder in int8. They round the images of a batch together."
+            f"\n`{ENCODER_INT8}` and `{DECODER_STEP_INT8}` are used alike: weights in 8 bits, products of "
+            "the decoder in int8. They round the images of a batch together."
         )
     return text
 
@@ -221,13 +221,13 @@ def _graphs(figures: Sequence[GraphFigures]) -> str:
         for each in figures
     ]
     told = (
-        "Bytes are those of the files that each needs. The time is that of one image and its longest caption, by "
-        "turns with PyTorch in one process and on one CPU thread, with a 95 % interval; PyTorch is 1."
+        "Bytes are those of the files that each needs. Time is that of one image and its longest caption, "
+        "by turns with PyTorch in one process and on one CPU thread, with a 95 % interval; PyTorch is 1."
     )
     if figures[0]["cider"] is not None:
         told += (
-            f" CIDEr-D is that of captions of {figures[0]['images']:,} images of the validation split, written "
-            "greedily, one image at a time."
+            f" CIDEr-D is that of captions of {figures[0]['images']:,} images of the validation split, "
+            "written greedily, one image at a time."
         )
     head = ("ways to run it", "bytes", "CIDEr-D", "time")
     return "\n\n".join(filter(None, [_table(head, rows), told, warning(figures)]))

@@ -2,13 +2,13 @@
 
 * `encoder.int8.onnx`: filters and matrices lie in the file in int8, and a runtime makes float32 of them once,
   when it loads (constant folding): a captioner that ships in int8 has exactly the same features.
-* `decoder_step.int8.onnx`: word vectors likewise; products in int8 by ONNX Runtime's `quantize_dynamic`, which
-  rounds activations on the fly, with one scale for the whole batch. What that costs is to be measured.
+* `decoder_step.int8.onnx`: word vectors likewise; products in int8 by ONNX Runtime's `quantize_dynamic`,
+  which rounds activations on the fly, one scale for the whole batch. `graph_figures.py` tells what it costs.
 
-Convolutions stay in float32 arithmetic. In int8 (`ConvInteger`) the whole encoder took, on a Xeon with AVX-512
-VNNI, onnxruntime 1.32, one thread, 2026-11-25, CPU time relative to float32: `cnn` at 64 px 2.7, at 224 px
-3.4, `efficientnet_lite0` at 224 px 9.3, where depthwise filters also lost the features (an error of 0.4 of
-their standard deviation). The encoder's few products in int8: 0.96 to 1.00, not worth the rounding.
+Convolutions stay in float32 arithmetic. In int8 (`ConvInteger`) the whole encoder took, on a Xeon with
+AVX-512 VNNI, onnxruntime 1.32, one thread, 2026-11-25, CPU time relative to float32: `cnn` at 64 px 2.7, at
+224 px 3.4, `efficientnet_lite0` at 224 px 9.3, where depthwise filters also lost the features (an error of
+0.4 of their standard deviation). The encoder's few products in int8: 0.96 to 1.00, not worth the rounding.
 """
 
 from __future__ import annotations
