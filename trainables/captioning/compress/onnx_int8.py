@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 ENCODER_INT8, DECODER_STEP_INT8 = "encoder.int8.onnx", "decoder_step.int8.onnx"
-#: Which input of an operator is its weight.
-_WEIGHT_OF = {"Conv": 1, "MatMul": 1, "Gemm": 1, "Gather": 0}
 
 
 def write_int8(folder: Path, *, per_channel: bool = True) -> None:
@@ -86,17 +84,16 @@ def _stored_in_int8(model: ModelProto, per_channel: bool) -> ModelProto:
     from onnx import TensorProto, helper, numpy_helper
 
     graph = model.graph
-    weights = {
-        node.input[_WEIGHT_OF[node.op_type]]: node for node in graph.node if node.op_type in _WEIGHT_OF
-    }
+    transposed = {node.input[1] for node in graph.node if _reads_transposed(node)}
     before: list[Any] = []
     for tensor in list(graph.initializer):
-        if tensor.name not in weights or tensor.data_type != TensorProto.FLOAT:
+        if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2:
             continue
         values = numpy_helper.to_array(tensor)
-        if values.ndim < 2 or values.size < FEWEST_WEIGHTS:
+        if values.size < FEWEST_WEIGHTS:
             continue
-        steps, scale = _rounded(values, _channel_axis(weights[tensor.name]) if per_channel else None)
+        channels = int(tensor.name in transposed) if per_channel else None
+        steps, scale = _rounded(values, channels)
         name, cast = tensor.name, f"{tensor.name}_float"
         graph.initializer.remove(tensor)
         graph.initializer.append(numpy_helper.from_array(steps, f"{name}_steps"))
@@ -110,10 +107,10 @@ def _stored_in_int8(model: ModelProto, per_channel: bool) -> ModelProto:
     return model
 
 
-def _channel_axis(reader: Any) -> int:
-    """Of a weight: where its output channels, or its words, are counted."""
-    transposed = reader.op_type == "Gemm" and any(a.name == "transB" and a.i for a in reader.attribute)
-    return 1 if reader.op_type in ("MatMul", "Gemm") and not transposed else 0
+def _reads_transposed(node: Any) -> bool:
+    """Whether its matrix has the output channels in the second dimension, which are in the first else."""
+    turned = node.op_type == "Gemm" and any(each.name == "transB" and each.i for each in node.attribute)
+    return node.op_type in ("MatMul", "Gemm") and not turned
 
 
 def _rounded(values: NDArray[np.float32], axis: int | None) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
