@@ -171,6 +171,8 @@ def test_weights_in_int8_are_those_that_ship(both, in_int8):
         matrix for name in (ENCODER_INT8, DECODER_STEP_INT8) for matrix in matrices(graphs.folder / name)
     ]
     for name in captioner.encodings:
+        if name.startswith("encoder.network."):
+            continue  # batch normalisation is folded into these filters; the test of the state sees them
         weight = captioner.get_parameter(name).detach().numpy()
         likely = [each for each in stored if each.shape in (weight.shape, weight.T.shape)]
         nearest = min(
