@@ -3,9 +3,12 @@
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.tune.experiment import Trial
 
-from tuning.tune_adapter import REMEMBERED, Ticker
+from trainables.order import Order, Report
+from tuning import tune_adapter
+from tuning.tune_adapter import REMEMBERED, Ticker, TrialActor
 
 
 @pytest.mark.parametrize("over", [3, REMEMBERED, 5 * REMEMBERED])
@@ -18,3 +21,26 @@ def test_tune_forgets_trials_that_are_over_and_no_others(over):
     assert [trial.status for trial in trials if trial.status != Trial.TERMINATED] == states[over:]
     assert len(trials) <= REMEMBERED + 4 and (over > 3 or len(trials) == len(states))
     assert ticks == [1]
+
+
+def test_an_owner_that_was_restarted_counts_as_one_more_attempt(monkeypatch):
+    """With its node, say: its mailbox has forgotten how often the workers died before."""
+    order = Order(run_id="0-a", trial_id="0", trainable="t", config={}, max_epochs=3, folder="")
+    answers = [2, RayActorError(), ActorUnavailableError("back in a moment", None), None, 3]
+    asked = []
+
+    def await_report(order, epoch, timeout_s):
+        asked.append((order.epoch, order.attempt))
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer and Report(epoch=epoch, metrics={}, attempt=answer, node="")
+
+    monkeypatch.setattr(tune_adapter.ray, "get", lambda answer: answer)
+    monkeypatch.setattr(tune_adapter.time, "sleep", lambda seconds: None)
+    actor = object.__new__(TrialActor)
+    actor._order, actor._epoch = order, 0
+    actor._owner = SimpleNamespace(await_report=SimpleNamespace(remote=await_report))
+    reports = [actor.step()["answer"] for _ in range(2)]  # a worker died in the first epoch
+    assert [report.attempt for report in reports] == [2, 3]
+    assert asked == [(0, 1), (1, 2), (1, 3), (1, 3), (1, 3)]

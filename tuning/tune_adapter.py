@@ -60,17 +60,20 @@ class TrialActor(tune.Trainable):
 
     def _ask(self, epoch: int) -> Report | Failure | Moved:
         patience = PATIENCE_S
+        # Where the owner was restarted it has forgotten the order: it starts anew from this epoch.
+        order = dataclasses.replace(self._order, epoch=epoch - 1)
         while True:
-            # Where the owner was restarted it has forgotten the order: it starts anew from this epoch.
-            order = dataclasses.replace(self._order, epoch=epoch - 1)
             try:
                 answer: Any = ray.get(self._owner.await_report.remote(order, epoch, ASK_S))
-            except RayActorError:  # being restarted; it takes some seconds
+            except RayActorError:  # being restarted, and its workers with it; it takes some seconds
+                order = dataclasses.replace(order, attempt=self._order.attempt + 1)
                 patience -= 0.5
                 if patience < 0:
                     raise
                 time.sleep(0.5)
                 continue
+            if isinstance(answer, Report):
+                self._order = dataclasses.replace(self._order, attempt=answer.attempt)
             if answer is not None:
                 return answer
 
