@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.metadata import job_metadata
 from trainables.trial import SHIPPED
@@ -52,13 +52,20 @@ def load_for_cluster(file: str, overrides: Sequence[str] = ()) -> Experiment:
     """The validated experiment in `file`; refuses places that only the submitting machine knows.
 
     Raises:
-        ExperimentError: a relative `storage` or `data.path`; all that `Experiment.load` refuses.
+        ExperimentError: a relative `storage` or `data.path`, or such a folder in `search.from`; all that
+            `Experiment.load` refuses.
     """
     tree, source = read_experiment_file(Path(file), overrides)
-    data = tree.get("data")
-    written = {
+    data, search = (part if isinstance(part, dict) else {} for part in map(tree.get, ("data", "search")))
+    sources = search.get("from")
+    written: dict[tuple[str | int, ...], Any] = {
         ("storage",): tree.get("storage", Experiment.model_fields["storage"].default),
-        ("data", "path"): data.get("path") if isinstance(data, dict) else None,
+        ("data", "path"): data.get("path"),
+        **{
+            ("search", "from", index): place
+            for index, place in enumerate(sources if isinstance(sources, list) else [])
+            if isinstance(place, str) and not _is_name(place)
+        },
     }
     rule = "must start with /: name a folder that every machine of the cluster sees under that path"
     problems = [
@@ -69,6 +76,11 @@ def load_for_cluster(file: str, overrides: Sequence[str] = ()) -> Experiment:
     if problems:
         raise ExperimentError(problems)
     return Experiment.load(file, overrides)
+
+
+def _is_name(place: str) -> bool:
+    """Whether `search.from` has here an experiment in `storage`, not a folder or a table."""
+    return Path(place).name == place and not place.startswith(("~", ".")) and not place.endswith(".parquet")
 
 
 def pack(file: str, trainable: str, folder: Path) -> None:
@@ -170,6 +182,33 @@ class JobServer:
         """
         with self._asking(job):
             return self._client.get_job_info(job)
+
+    def unfinished(self) -> list[JobDetails]:
+        """Ray's records of the jobs that run or wait, the oldest first."""
+        with self._asking():
+            found = [job for job in self._client.list_jobs() if job.submission_id]
+        return sorted(
+            (job for job in found if not job.status.is_terminal()), key=lambda job: job.start_time or 0
+        )
+
+    def node_names(self) -> list[str]:
+        """Names of the nodes that are alive."""
+        with self._asking():
+            answer = self._client._do_request("GET", "/api/v0/nodes").json()
+        return sorted(
+            node["node_name"] for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE"
+        )
+
+    def usage(self) -> dict[str, tuple[float, float]]:
+        """Of every resource of the cluster, how much is used and how much there is, some seconds ago.
+
+        Their names are as the dashboard writes them: `CPU`, `GPU`, `memory` and `objectStoreMemory` (bytes);
+        every node's own resource begins with `node:`.
+        """
+        with self._asking():
+            answer = self._client._do_request("GET", "/api/cluster_status").json()
+        report = (answer["data"]["clusterStatus"] or {}).get("loadMetricsReport") or {}
+        return {name: (used, total) for name, (used, total) in report.get("usage", {}).items()}
 
     def log(self, job: str) -> str:
         """What the job printed so far. Raises as `details` does."""

@@ -15,7 +15,6 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -27,6 +26,8 @@ from pathlib import Path
 
 import psutil
 
+from cluster.local import family
+
 #: Ray's command; the kernel tells it when the tests die, and it ends with all that it started.
 RAY = [
     sys.executable,
@@ -36,7 +37,6 @@ RAY = [
 ]
 OBJECT_STORE_BYTES = 100 * 1024**2
 START_S = 120
-LEAVE_S = 20
 
 
 def free_ports(count):
@@ -76,17 +76,8 @@ class Raylet:
         return self._starter.poll() is None
 
     def processes(self):
-        """All that lives of the node: its services, agents, workers, and the drivers of jobs on it."""
-        found = {process for process in psutil.process_iter() if self._owns(process)}
-        for process in list(found):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                found.update(process.children(recursive=True))  # a job's driver has a session of its own
-        return {process for process in found if _lives(process)}
-
-    def _owns(self, process):
-        with contextlib.suppress(OSError):
-            return os.getsid(process.pid) == self.pid
-        return False
+        """All that lives of the node: its services, agents, workers, and the commands of jobs on it."""
+        return family(self.pid)
 
     def kill(self):
         """End it as a power cut would: nothing of it gets to say a word."""
@@ -96,17 +87,6 @@ class Raylet:
                     process.kill()
             psutil.wait_procs(family, timeout=1)
         self._starter.wait()
-
-    def leave(self):
-        """End it in good order; what is still there after a while is killed."""
-        before = self.processes()
-        with contextlib.suppress(ProcessLookupError):
-            self._starter.send_signal(signal.SIGTERM)
-        psutil.wait_procs(before, timeout=LEAVE_S)
-        for process in filter(_lives, before):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self.kill()
 
 
 class Raylets:
@@ -164,9 +144,9 @@ class Raylets:
             return json.load(answer)
 
     def close(self):
-        """End everything, and remove its folder."""
+        """End everything, and remove its folder. By force: in good order takes Ray up to half a minute."""
         for node in [*self.nodes.values()][::-1]:  # the head last
-            node.leave()
+            node.kill()
         self.nodes.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -193,9 +173,3 @@ class Raylets:
             found = self.ask("/api/v0/nodes")["data"]["result"]["result"]
             return {node["node_name"] for node in found if node["state"] == "ALIVE"}
         return set()
-
-
-def _lives(process):
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.status() != psutil.STATUS_ZOMBIE
-    return False

@@ -45,6 +45,15 @@ def test_places_that_only_this_machine_knows_are_refused(tmp_path, key, place):
     assert str(refused.value).startswith(f"{file}:{line}: {key}: got {place!r}: must start with /")
 
 
+def test_earlier_experiments_are_names_or_folders_that_all_see():
+    where = ["storage=/shared", "search.from=[before, /shared/others/then]"]
+    assert load_for_cluster(POLYNOMIAL, where).search.from_ == ("before", "/shared/others/then")
+    for place in ("others/then", "./before", "~/before", "trials.parquet"):
+        with pytest.raises(ExperimentError, match="must start with /") as refused:
+            load_for_cluster(POLYNOMIAL, ["storage=/shared", f"search.from=[before, {place}]"])
+        assert f"search.from.1: got {place!r}" in str(refused.value)
+
+
 def test_the_experiment_is_validated_here():
     assert load_for_cluster(POLYNOMIAL, ["storage=/shared"]).name == "polynomial"
     with pytest.raises(ExperimentError, match="budget"):
