@@ -10,7 +10,7 @@ import torch.distributed as dist
 from ray.exceptions import ActorUnavailableError
 
 from trainables import gang as gangs
-from trainables.order import Failure, Order
+from trainables.order import Failure, Moved, Order
 from trainables.trial import TrialDiverged
 from tuning.gangs.mailbox import Mailbox
 
@@ -175,3 +175,29 @@ def test_monitored_barrier_lets_those_pass_who_all_come_and_nobody_else():
             thread.join(4)
         store = dist.HashStore()
     assert came == ["passed", "passed", "alone"]
+
+
+def test_a_full_disk_is_no_failure_of_the_trial(mailbox, member, order, monkeypatch):
+    def save(self, folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Tester, "save", save)
+    member().run(*begin(mailbox, order))
+    told = mailbox.await_report(order, 1, 0.0)
+    assert isinstance(told, Moved) and told.storage == "full" and told.deaths == 0
+
+
+def test_a_checkpoint_is_written_once_the_storage_is_back(mailbox, member, order, monkeypatch, tmp_path):
+    tries = []
+
+    def save(self, folder):
+        tries.append(folder)
+        if len(tries) == 1:
+            raise OSError(116, "stale file handle")
+        (folder / "state").write_bytes(b"x" * 1000)
+
+    monkeypatch.setattr(Tester, "save", save)
+    monkeypatch.setattr("trainables.patience.FIRST_WAIT_S", 0.001)
+    member().run(*begin(mailbox, order))
+    assert mailbox.await_report(order, 1, 0.0).metrics["checkpoint_mb"] == 0.001
+    assert [path.name for path in (tmp_path / "0").iterdir()] == ["0001"]

@@ -6,9 +6,10 @@ import pytest
 from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.tune.experiment import Trial
 
-from trainables.order import Order, Report
+from trainables.order import Moved, Order, Report
+from trainables.patience import StorageFailed
 from tuning import tune_adapter
-from tuning.tune_adapter import REMEMBERED, Ticker, TrialActor
+from tuning.tune_adapter import REMEMBERED, Ticker, TrialActor, TuneScheduler
 
 
 @pytest.mark.parametrize("over", [3, REMEMBERED, 5 * REMEMBERED])
@@ -44,3 +45,42 @@ def test_an_owner_that_was_restarted_counts_as_one_more_attempt(monkeypatch):
     reports = [actor.step()["answer"] for _ in range(2)]  # a worker died in the first epoch
     assert [report.attempt for report in reports] == [2, 3]
     assert asked == [(0, 1), (1, 2), (1, 3), (1, 3), (1, 3)]
+
+
+class Told:
+    """A search and gangs in one, which remember what they are told."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __getattr__(self, name):
+        return lambda *args, **options: self.calls.append((name, *args, *options.values()))
+
+
+def answer_of(moved, *, room=False):
+    told = Told()
+    scheduler = TuneScheduler(told, told, make_room=lambda: room)
+    order = Order(run_id="0-a", trial_id="0", trainable="curves", config={})
+    trial = SimpleNamespace(config={"order": order, "gang": "g"})
+    scheduler.on_trial_result(None, trial, {"answer": moved})
+    return told.calls
+
+
+FULL = Moved(reason="storage is full", storage="full")
+
+
+def test_a_trial_goes_on_elsewhere_once_there_is_room_again():
+    assert answer_of(FULL, room=True) == [("lose", "0", "storage is full", 0), ("take_back", "0-a")]
+
+
+@pytest.mark.parametrize("moved, room", [(FULL, False), (Moved(reason="away", storage="away"), True)])
+def test_a_run_without_storage_ends(moved, room):
+    with pytest.raises(StorageFailed, match=moved.reason):
+        answer_of(moved, room=room)
+
+
+def test_a_closed_gang_is_told_of_and_one_in_trouble_rests():
+    assert ("close_one", "g") in answer_of(Moved(reason="r", deaths=1, gang_closed="why"))
+    assert ("gang_closed", "g", "why") in answer_of(Moved(reason="r", deaths=1, gang_closed="why"))
+    assert ("suspect", "g", "0") in answer_of(Moved(reason="r", deaths=2))
+    assert not any(call[0] == "suspect" for call in answer_of(Moved(reason="its node is taken away")))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import gc
 import os
 import random
@@ -21,7 +22,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import psutil
@@ -32,7 +33,8 @@ from ray import train
 from ray.exceptions import RayActorError
 from ray.train.torch import get_device
 
-from trainables.order import Failure, Order, Report, checkpoint_folder, out_of_memory
+from trainables.order import Failure, Moved, Order, Report, checkpoint_folder, out_of_memory
+from trainables.patience import StorageFailed, patiently
 from trainables.trial import Metrics, SettingsError, TrialContext, TrialDiverged, resolve_trainable
 
 POLL_S = 5.0  # how long one question to the owner may stay open
@@ -129,6 +131,11 @@ class Gang:
             self._fail(lease, out_of_memory(order, _first_line(error)))
             if self.world_size > 1:
                 raise
+        except StorageFailed as error:  # no fault of the trial's
+            state: Literal["full", "away"] = "full" if error.full else "away"
+            self._fail(lease, Moved(reason=str(error), storage=state))
+            if self.world_size > 1:
+                raise
         except RayActorError:
             raise  # the owner is gone
         except Exception as error:
@@ -145,7 +152,7 @@ class Gang:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def _fail(self, lease: int, failure: Failure) -> None:
+    def _fail(self, lease: int, failure: Failure | Moved) -> None:
         ray.get(self.owner.fail.remote(lease, failure))  # from whichever rank; the first word counts
 
     def _meet(self) -> None:
@@ -175,7 +182,7 @@ class Gang:
         try:
             trial.setup(order.config, context)
             if order.epoch:
-                trial.load(checkpoint_folder(order, order.epoch))
+                patiently(lambda: trial.load(checkpoint_folder(order, order.epoch)))
             for epoch in range(order.epoch + 1, order.max_epochs + 1):
                 started = time.perf_counter()
                 # Per epoch and rank, so that going on from a checkpoint needs no random state in it.
@@ -183,7 +190,9 @@ class Gang:
                 metrics = figures("train_epoch", trial.train_epoch())
                 metrics |= figures("evaluate", trial.evaluate(full=epoch in order.full_epochs))
                 if self.rank == 0:
-                    write_checkpoint(weighing(trial.save, metrics), checkpoint_folder(order, epoch))
+                    # Before the report: whoever hears of an epoch may go on from its checkpoint.
+                    save, folder = weighing(trial.save, metrics), checkpoint_folder(order, epoch)
+                    patiently(functools.partial(write_checkpoint, save, folder))
                 seconds = time.perf_counter() - started
                 metrics |= {
                     "seconds": seconds,

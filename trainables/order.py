@@ -76,6 +76,8 @@ class Moved:
     """One line."""
     deaths: int = 0
     """How often the workers died under it here."""
+    storage: Literal["", "full", "away"] = ""
+    """What kept its checkpoint from being written or read, if that was it."""
     gang_closed: str = ""
     """Why the gang takes no trial any more; empty where it does."""
 

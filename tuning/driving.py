@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trainables.order import Order
+from trainables.patience import StorageFailed
 from tuning.accumulation import TrialSettings
 from tuning.events import Listener
 from tuning.experiment import Experiment
@@ -65,11 +66,12 @@ def carry_out(
         Why it was given up before its end; empty where it was not.
 
     Raises:
-        CannotGoOn: no gang is left that works; the tables are written.
+        CannotGoOn: no gang is left that works, or the storage is full or away; the tables are whole.
         KeyboardInterrupt: after everything that was started is taken down and the tables are written.
     """
     folder = experiment.folder.absolute()
     with ExitStack() as stack:
+        stack.enter_context(_storage_is_needed())  # left last
         writer = ResultsWriter(experiment)
         keeper = CheckpointKeeper(
             folder,
@@ -77,6 +79,7 @@ def carry_out(
             max_mb=experiment.checkpoints.max_mb,
             best=experiment.compression.parents if experiment.compression.search == "children" else 1,
         )
+        writer.make_room = keeper.make_room
         everyone: list[Listener] = [writer, keeper, *listeners]
         settings = TrialSettings(experiment, plan.workers, whole)
         budget = BudgetGuard(experiment.budget, workers=plan.workers, gangs=plan.gangs)
@@ -94,17 +97,26 @@ def carry_out(
         if resume:
             search.replay(*history(experiment, writer.ledger))
         with _scratch_folder(folder) as scratch:
-            _drive(experiment, search, plan, scratch, _order_maker(experiment, settings))
+            _drive(experiment, search, plan, keeper, scratch, _order_maker(experiment, settings))
         given_up = search.given_up
         search.close()
         write_end(folder, without_gain=budget.without_gain)
     return given_up
 
 
+@contextlib.contextmanager
+def _storage_is_needed() -> Iterator[None]:
+    try:
+        yield
+    except StorageFailed as error:
+        raise CannotGoOn(str(error)) from error
+
+
 def _drive(
     experiment: Experiment,
     search: Search,
     plan: GangPlan,
+    keeper: CheckpointKeeper,
     scratch: Path,
     order_for: Callable[[Run], Order],
 ) -> None:
@@ -126,7 +138,7 @@ def _drive(
         hang_timeout_s=training.hang_timeout_s,
         scratch=str(scratch),
     ) as gangs:
-        scheduler = TuneScheduler(search, gangs)
+        scheduler = TuneScheduler(search, gangs, keeper.make_room)
         tuner = tune.Tuner(
             TrialActor,
             tune_config=tune.TuneConfig(

@@ -22,6 +22,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher as TuneSearcherBase
 
 from trainables.order import Failure, Moved, Order, Report
+from trainables.patience import StorageFailed
 from tuning.gangs.gangs import Gangs
 from tuning.search.search import Run, Search
 
@@ -127,14 +128,15 @@ class TuneSearcher(_Unsaved, TuneSearcherBase):
 class TuneScheduler(_Unsaved, FIFOScheduler):
     """Hands every result to the search and obeys; trials start in the order in which they come.
 
+    `make_room` deletes checkpoints that nobody needs, and says whether there were any.
     `error` is what went wrong in that, as it was raised (a full disk, say): Tune makes a text of it.
     """
 
     error: Exception | None = None
 
-    def __init__(self, search: Search, gangs: Gangs):
+    def __init__(self, search: Search, gangs: Gangs, make_room: Callable[[], bool]):
         super().__init__()
-        self._search, self._gangs = search, gangs
+        self._search, self._gangs, self._make_room = search, gangs, make_room
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Continue or stop; the gang of a trial that leaves it is free at once.
@@ -157,6 +159,8 @@ class TuneScheduler(_Unsaved, FIFOScheduler):
                 return FIFOScheduler.CONTINUE
         elif isinstance(answer, Moved):
             self._search.lose(order.trial_id, answer.reason, times=answer.deaths)
+            if answer.storage and not (answer.storage == "full" and self._make_room()):
+                raise StorageFailed(answer.reason, full=answer.storage == "full")
             if answer.gang_closed:
                 self._gangs.close_one(gang)
                 self._search.gang_closed(gang, answer.gang_closed)

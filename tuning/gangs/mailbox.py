@@ -140,8 +140,8 @@ class Mailbox:
                 return False
             return True if self._allowed_epoch > epoch else None
 
-    def fail(self, lease: int, failure: Failure) -> None:
-        """Take note that the trial ended badly; the first word counts."""
+    def fail(self, lease: int, failure: Failure | Moved) -> None:
+        """Take note that the trial ended badly, or cannot go on here; the first word counts."""
         with self._changed:
             if self._current(lease) and self._end is None:
                 self._end = failure

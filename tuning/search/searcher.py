@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, Trial, create_trial
 
 from search_spaces import Space
 from tuning.events import TrialState
+from tuning.search.journal import open_journal
 from tuning.search.proposers import Observed, Proposal, Proposer
 from tuning.search.ranking import Standing
 
@@ -96,7 +96,7 @@ class Searcher:
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # else a line per study on the terminal
         self._study = optuna.create_study(
             study_name=name,
-            storage=InMemoryStorage() if path is None else _open_journal(path),
+            storage=InMemoryStorage() if path is None else open_journal(path),
             directions=directions,
             load_if_exists=True,
         )
@@ -208,13 +208,3 @@ class Searcher:
         trial = self._frozen(trial_id)
         if not trial.state.is_finished() and trial.user_attrs.get(key) != value:
             self._study._storage.set_trial_user_attr(trial._trial_id, key, value)
-
-
-def _open_journal(path: Path) -> BaseStorage:
-    """The journal, repaired after a killed driver: half a last line cut off, its lock broken after 3 s."""
-    if path.exists():
-        with path.open("r+b") as journal:
-            content = journal.read()
-            journal.truncate(content.rfind(b"\n") + 1)
-    lock = JournalFileSymlinkLock(str(path), grace_period=3)
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))

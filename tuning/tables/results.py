@@ -18,6 +18,7 @@ import pandas as pd
 import yaml
 
 from search_spaces.space import nearest
+from trainables.patience import PATIENCE_S, StorageFailed, patiently
 from tuning.choosing import pareto
 from tuning.choosing.pareto import Figures
 from tuning.events import FINAL_STATES, Event, TrialState
@@ -51,6 +52,9 @@ class ResultsWriter:
         self.ledger.take_up(self._folder)
         self._clock = clock
         self._dirty = False
+        self._patience_s = PATIENCE_S
+        self.make_room: Callable[[], bool] = lambda: False
+        """Called where the disk is full: deletes what nobody needs, and says whether there was any."""
         self.write()
 
     @property
@@ -85,14 +89,27 @@ class ResultsWriter:
             self.write()
 
     def write(self) -> None:
-        """Rewrite both tables now."""
+        """Rewrite both tables now; while the storage is away, again and again.
+
+        Raises:
+            StorageFailed: see `patiently`. The tables on disk are as they were.
+        """
         begin = self._clock()
-        # Epochs first: after a kill in between, `trials` is behind, and is worked out from them again.
-        write_table(self.epochs, self._folder / "epochs.parquet")
-        write_table(self.trials, self._folder / "trials.parquet")
+        try:
+            patiently(self._write_both, patience_s=self._patience_s)
+        except StorageFailed as error:
+            if not error.full or not self.make_room():
+                self._patience_s = 0.0  # the run is taken down now; each listener's end would wait again
+                raise
+            patiently(self._write_both)
         end = self._clock()
         self._dirty = False
         self._next_write = end + WRITE_SPACING * (end - begin)
+
+    def _write_both(self) -> None:
+        # Epochs first: after a kill in between, `trials` is behind, and is worked out from them again.
+        write_table(self.epochs, self._folder / "epochs.parquet")
+        write_table(self.trials, self._folder / "trials.parquet")
 
 
 @dataclass(frozen=True)
