@@ -92,18 +92,18 @@ class Raylet:
 class Raylets:
     """A cluster of nodes with `cpus` cores each, the head being the first. Use as a context manager.
 
-    `address` is the dashboard's, `environment` what a process needs to have the right token, `nodes` those
-    that were not killed, by name.
+    `address` is the dashboard's, `environment` what a process needs to have the right token (and whatever is
+    given as `environment`), `nodes` those that were not killed, by name.
     """
 
-    def __init__(self, count, *, cpus=1):
+    def __init__(self, count, *, cpus=1, **environment):
         # Ray's sockets lie in its folders, and their paths must be short.
         self.folder = Path(tempfile.mkdtemp(prefix="captune-"))
         self._token = secrets.token_hex(32)
         (self.folder / "token").write_text(self._token)
         outer = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.folder / "token")}
-        self.environment = outer | token
+        self.environment = outer | token | environment
         self.nodes, self._started = {}, 0
         try:
             names = ["port", "dashboard-port", "ray-client-server-port"]

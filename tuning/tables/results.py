@@ -351,8 +351,10 @@ def check_tables(trials: pd.DataFrame, epochs: pd.DataFrame) -> list[str]:
     strange = trials[~trials["state"].isin(known)]
     problems += [f"trial {row.trial_id} has state {row.state!r}" for row in strange.itertuples()]
     done: dict[str, list[int]] = {}
-    for name, epoch in zip(epochs["trial_id"], epochs["epoch"], strict=True):
+    attempts: dict[str, list[int]] = {}
+    for name, epoch, attempt in zip(epochs["trial_id"], epochs["epoch"], epochs["attempt"], strict=True):
         done.setdefault(name, []).append(int(epoch))
+        attempts.setdefault(name, []).append(int(attempt))
     problems += [
         f"epochs of a trial {name} that is not in trials" for name in set(done) - set(trials["trial_id"])
     ]
@@ -364,4 +366,11 @@ def check_tables(trials: pd.DataFrame, epochs: pd.DataFrame) -> list[str]:
             problems.append(f"trial {row['trial_id']} has best epoch {row['best_epoch']}, which it never ran")
         if pd.isna(row["finished_at"]) == (row["state"] in FINAL_STATES):
             problems.append(f"trial {row['trial_id']} is {row['state']}, finished at {row['finished_at']}")
+        tried = attempts.get(row["trial_id"], [])
+        if tried != sorted(tried):
+            problems.append(f"trial {row['trial_id']} went back to an earlier attempt: {tried}")
+        if row["restarts"] + 1 < max(tried, default=1):
+            problems.append(
+                f"trial {row['trial_id']} says {row['restarts']} restarts, its epochs are of attempts {tried}"
+            )
     return problems

@@ -1,0 +1,87 @@
+"""Whether what a run has left fits together: tables, checkpoints on disk, the study's journal.
+
+`python -m tuning.tables.consistency FOLDER…` says it of experiments' folders; exit code 1 where something is
+wrong. Runs must be over: one that is at work is between two states most of the time.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from tuning.events import FINAL_STATES
+from tuning.tables.comparison import WENT_WRONG
+from tuning.tables.results import Results, check_tables, load
+
+
+def check_folder(folder: Path) -> list[str]:
+    """What is wrong in the folder of an experiment whose run is over, one line each.
+
+    Raises:
+        UnknownExperiment, UnreadableResults: there is nothing to check, or it cannot be read.
+    """
+    found = load(folder)
+    return [
+        *check_tables(found.trials, found.epochs),
+        *_unfit_checkpoints(found),
+        *_disagreements_with_study(found),
+        *_left_aside(found.folder),
+    ]
+
+
+def _unfit_checkpoints(found: Results) -> list[str]:
+    """Checkpoints that are named and not there: the best, and what a trial that may go on needs."""
+    last = {row["trial_id"]: row["checkpoint"] for row in found.epochs.to_dict("records")}
+    needed = set()
+    for row in found.trials[~found.trials["state"].isin(WENT_WRONG)].to_dict("records"):
+        needed.add((row["trial_id"], row["checkpoint"]))
+        if row["state"] not in FINAL_STATES:
+            needed.add((row["trial_id"], last.get(row["trial_id"])))
+    return [
+        f"trial {trial_id} needs {checkpoint}, which is not there"
+        for trial_id, checkpoint in sorted(each for each in needed if isinstance(each[1], str))
+        if not (found.folder / checkpoint).is_dir()
+    ]
+
+
+def _disagreements_with_study(found: Results) -> list[str]:
+    """Trials that the journal and the table do not have alike."""
+    path = found.folder / "study.journal"
+    study = optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(path))))
+    known = {f"{trial.number:05d}": trial for trial in study.get_trials(deepcopy=False)}
+    rows = {row["trial_id"]: row for row in found.trials.to_dict("records")}
+    problems = [f"trial {name} is in the study only" for name in sorted(set(known) - set(rows))]
+    problems += [f"trial {name} is not in the study" for name in sorted(set(rows) - set(known))]
+    for name in sorted(set(known) & set(rows)):
+        trial, row = known[name], rows[name]
+        said = trial.user_attrs.get("state", "running")
+        if said != row["state"]:
+            problems.append(f"trial {name} is {row['state']}, the study says {said}")
+        problems += [
+            f"trial {name} has {key} {row.get(f'config/{key}')!r}, the study says {value!r}"
+            for key, value in trial.params.items()
+            if row.get(f"config/{key}") != value
+        ]
+    return problems
+
+
+def _left_aside(folder: Path) -> list[str]:
+    """Files and folders that were written aside and never got their name, and Ray's own records."""
+    found = [path for path in folder.rglob(".*") if path.name != ".lock"]
+    return [f"{path.relative_to(folder)} was left behind" for path in sorted(found)]
+
+
+def main(folders: Sequence[str]) -> int:
+    """Print what is wrong in `folders`; the exit code."""
+    problems = [f"{folder}: {problem}" for folder in folders for problem in check_folder(Path(folder))]
+    print("\n".join(problems) or f"{len(folders)} checked, nothing wrong")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
