@@ -1,4 +1,4 @@
-"""Trials on a cluster whose processes and nodes are killed every few seconds: what is lost, and what it costs.
+"""Trials on a cluster whose processes and nodes are killed every few seconds: what is lost, what it costs.
 
 An experiment of `TRIALS` trials, ASHA over real DDP on two gangs of two workers, runs twice on a cluster of
 three nodes: undisturbed, then with a worker, a trial's actor, a gang's owner, a Train controller, the driver
@@ -97,10 +97,9 @@ def main() -> None:
     rng = random.Random(SEED)
     kinds = list(KINDS) * ROUNDS
     rng.shuffle(kinds)
-    with tempfile.TemporaryDirectory(prefix="captune-chaos-") as home:
-        with Arena(Path(home), nodes=3) as arena:
-            calm = arena.run("calm", trials=TRIALS, kinds=[], rng=rng)
-            hit = arena.run("hit", trials=TRIALS, kinds=kinds, rng=rng)
+    with tempfile.TemporaryDirectory(prefix="captune-chaos-") as home, Arena(Path(home), nodes=3) as arena:
+        calm = arena.run("calm", trials=TRIALS, kinds=[], rng=rng)
+        hit = arena.run("hit", trials=TRIALS, kinds=kinds, rng=rng)
     for kind in KINDS:
         print(f"{kind:<12} killed {hit['killed'].count(kind)} times")
     for name, figures in (("calm", calm), ("hit", hit)):

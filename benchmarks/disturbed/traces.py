@@ -14,6 +14,9 @@ LOOK_S = 1.0
 GRACE_S = 40.0
 #: Actors that Ray starts once for a cluster, and keeps.
 RAYS_OWN = frozenset({"_AutoscalingCoordinatorActor", "TrainStateActor"})
+#: The socket of the server from which Ray's dashboard forks its modules, one for each head; and a folder for
+#: compiled kernels that torch makes once for a user, and leaves empty.
+NOT_OURS = ("pymp-*", "torchinductor_*")
 
 
 class Traces:
@@ -73,8 +76,12 @@ class Traces:
         return [
             *(f"process {name}" for name in names if name),
             *(f"shared memory {path}" for path in sorted(self._segments) if path.exists()),
-            *(f"temporary file {path.name}" for path in sorted(self._scratch.iterdir())),
+            *(f"temporary file {path.name}" for path in self._files()),
         ]
+
+    def _files(self) -> list[Path]:
+        every = sorted(self._scratch.iterdir())
+        return [path for path in every if not any(path.match(pattern) for pattern in NOT_OURS)]
 
 
 def _segments(process: psutil.Process) -> set[Path]:

@@ -52,7 +52,8 @@ def _unfit_checkpoints(found: Results) -> list[str]:
 def _disagreements_with_study(found: Results) -> list[str]:
     """Trials that the journal and the table do not have alike."""
     path = found.folder / "study.journal"
-    study = optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(path))))
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    study = optuna.load_study(study_name=found.experiment.name, storage=storage)
     known = {f"{trial.number:05d}": trial for trial in study.get_trials(deepcopy=False)}
     rows = {row["trial_id"]: row for row in found.trials.to_dict("records")}
     problems = [f"trial {name} is in the study only" for name in sorted(set(known) - set(rows))]
