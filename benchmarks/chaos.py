@@ -41,7 +41,7 @@ def disturb(driver: Driver, kinds: Sequence[str], rng: random.Random) -> list[st
     driver.wait_for_epoch(0)
     for kind in kinds:
         time.sleep(rng.uniform(*PAUSES_S))
-        if kill(kind, driver, rng):
+        if kill(kind, driver, rng) is not None:
             killed.append(kind)
             print(f"{time.strftime('%X')} killed: {kind}", flush=True)
     return killed

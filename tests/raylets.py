@@ -48,16 +48,22 @@ def free_ports(count):
 
 
 class Raylet:
-    """One node: `name`, `ip`, `pid` of its `ray start`, and whatever that has started since."""
+    """One node: `name`, `ip`, `cpus`, `pid` of its `ray start`, and whatever that has started since."""
 
-    def __init__(self, name, ip, folder, options, environment):
-        self.name, self.ip, self.folder = name, ip, folder
+    def __init__(self, name, ip, cpus, folder, options, environment):
+        self.name, self.ip, self.cpus, self.folder = name, ip, cpus, folder
         folder.mkdir()
         ports = ["dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port"]
         ports = [f"--{each}={port}" for each, port in zip(ports, free_ports(len(ports)), strict=True)]
         command = [*RAY, "start", "--block", "--disable-usage-stats", f"--node-name={name}", *ports]
         command += [f"--node-ip-address={ip}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
-        command += [f"--temp-dir={folder}", "--min-worker-port=0", "--max-worker-port=0", *options]
+        command += [
+            f"--temp-dir={folder}",
+            "--min-worker-port=0",
+            "--max-worker-port=0",
+            f"--num-cpus={cpus}",
+            *options,
+        ]
         with (folder / "ray_start.log").open("w") as log:
             # A session of its own, by which its processes are found even where their parents are gone.
             self._starter = subprocess.Popen(
@@ -157,8 +163,8 @@ class Raylets:
         self._started += 1
         # From 127.0.0.2 on: Ray takes 127.0.0.1 for this machine's address to the outside.
         name, ip = f"node-{self._started}", f"127.0.0.{self._started + 1}"
-        options = [*options, f"--num-cpus={cpus}"]
-        self.nodes[name] = Raylet(name, ip, self.folder / str(self._started), options, self.environment)
+        folder = self.folder / str(self._started)
+        self.nodes[name] = Raylet(name, ip, cpus, folder, options, self.environment)
         return self.nodes[name]
 
     def _wait_for_nodes(self):

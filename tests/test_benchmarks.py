@@ -31,14 +31,18 @@ def ratio(name, output):
 
 def test_every_benchmark_is_known_by_name():
     assert benchmarks.names() == [
+        "busy_gangs",
         "cache",
         "caption_metrics",
+        "chaos",
         "compression",
+        "first_epoch",
         "forking",
         "gang_overhead",
         "inference",
         "many_trials",
         "real_search",
+        "recovery",
         "search",
         "throughput",
     ]

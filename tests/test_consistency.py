@@ -43,7 +43,10 @@ def folder(tmp_path):
             epoch += 1
             (spec.folder / "checkpoints" / run.trial_id / f"{epoch:04d}").mkdir(parents=True)
             report = Report(
-                epoch=epoch, metrics={"score": epoch - int(run.trial_id) / 10}, attempt=run.attempt, node="here"
+                epoch=epoch,
+                metrics={"score": epoch - int(run.trial_id) / 10},
+                attempt=run.attempt,
+                node="here",
             )
             leaves = search.report(run.trial_id, report).leaves
     search.close()

@@ -21,30 +21,33 @@ ACTORS = {
 KINDS = (*ACTORS, "driver", "node")
 
 
-def kill(kind: str, driver: Driver, rng: random.Random, *, patience_s: float = 20) -> bool:
+def kill(kind: str, driver: Driver, rng: random.Random, *, patience_s: float = 20) -> float | None:
     """Kill one of a kind; what a cluster or a person would start again is started again.
 
     Returns:
-        False where there was none for `patience_s`, or the experiment is at its end.
+        When it was, Unix time; None where there was none for `patience_s`, or the experiment is at its end.
     """
     deadline = time.monotonic() + patience_s
     while driver.runs and time.monotonic() < deadline:
         if kind == "driver":
             driver.kill()
+            killed = time.time()
             driver.start()
-            return True
+            return killed
         if kind == "node":
             nodes = [node for node in _at_work(driver) if node != driver.cluster.head]
             if nodes:
-                driver.cluster.kill(rng.choice(nodes))
-                driver.cluster.add(cpus=2)
-                return True
+                node = rng.choice(nodes)
+                driver.cluster.kill(node)
+                killed = time.time()
+                driver.cluster.add(cpus=node.cpus)
+                return killed
         elif found := processes(driver.cluster, ACTORS[kind]):
             with contextlib.suppress(psutil.NoSuchProcess):
                 rng.choice(found).kill()
-                return True
+                return time.time()
         time.sleep(0.1)  # for a moment a process may have no name
-    return False
+    return None
 
 
 def processes(cluster: Any, actor: str) -> list[psutil.Process]:
