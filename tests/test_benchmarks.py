@@ -8,10 +8,11 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import cache, caption_metrics, compression, forking, real_search, search
+from benchmarks import busy_gangs, cache, caption_metrics, compression, forking, real_search, search
 from benchmarks.simulated.driving import Report
 from benchmarks.simulated.figures import POINTS, at_shares, half_width, hypervolumes, regrets, share_of_epochs
 from benchmarks.simulated.problem import Problem
@@ -46,6 +47,21 @@ def test_every_benchmark_is_known_by_name():
         "search",
         "throughput",
     ]
+
+
+def test_a_gangs_gaps_are_not_busy():
+    """Two gangs; looked at from second 1, when both are at work, to 5, when the first has no more to do."""
+    rows = [("a", 2, 2), ("a", 5, 2), ("b", 4, 3), ("b", 9, 4)]  # gang, end, seconds
+    epochs = pd.DataFrame(rows, columns=["gang", "at", "seconds"])
+    epochs["at"] = pd.Timestamp("2026-01-01") + pd.to_timedelta(epochs["at"], unit="s")
+    assert busy_gangs.busy_fraction(epochs) == pytest.approx((1 + 2 + 3 + 0) / 8)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_busy_gangs(cluster, capsys):
+    busy_gangs.main(gangs=(1, 2), trials_per_gang=2)
+    assert 0 < ratio("busy_gangs", capsys.readouterr().out) < 2
 
 
 @pytest.mark.slow  # imports torch in another process
