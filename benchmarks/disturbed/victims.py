@@ -21,7 +21,7 @@ ACTORS = {
 KINDS = (*ACTORS, "driver", "node")
 
 
-def kill(kind: str, driver: Driver, rng: random.Random, *, patience_s: float = 20) -> float | None:
+def kill(kind: str, driver: Driver, rng: random.Random, *, patience_s: float = 60) -> float | None:
     """Kill one of a kind; what a cluster or a person would start again is started again.
 
     Returns:
@@ -59,7 +59,8 @@ def _named(node: Any, actor: str) -> list[psutil.Process]:
     found = []
     for process in sorted(node.processes(), key=lambda each: each.pid):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if f"ray::{actor}" in " ".join(process.cmdline()):
+            title = " ".join(process.cmdline())
+            if title.startswith("ray::") and actor in title:
                 found.append(process)
     return found
 
