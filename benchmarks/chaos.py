@@ -88,8 +88,10 @@ class Arena:
         seconds = time.perf_counter() - begin
         problems = [*driver.problems(trials), *self._traces.on_cluster()]
         self.problems += [f"{name}: {problem}" for problem in problems]
-        begun = driver.begun()
-        return {"killed": killed, "seconds": seconds, "begun": len(begun), "epochs": len(set(begun))}
+        begun, epochs = len(driver.begun()), len(set(driver.begun()))
+        again = f"{begun - epochs} begun again ({(begun - epochs) / epochs:.1%})"
+        print(f"{name:<5}{seconds:7.0f} s, {trials} trials, {epochs} epochs, {again}", flush=True)
+        return {"killed": killed, "seconds": seconds, "begun": begun, "epochs": epochs}
 
 
 def main() -> None:
@@ -98,16 +100,12 @@ def main() -> None:
     kinds = list(KINDS) * ROUNDS
     rng.shuffle(kinds)
     with tempfile.TemporaryDirectory(prefix="captune-chaos-") as home, Arena(Path(home), nodes=3) as arena:
-        calm = arena.run("calm", trials=TRIALS, kinds=[], rng=rng)
-        hit = arena.run("hit", trials=TRIALS, kinds=kinds, rng=rng)
+        calm, hit = (
+            arena.run(name, trials=TRIALS, kinds=kills, rng=rng)
+            for name, kills in (("calm", []), ("hit", kinds))
+        )
     for kind in KINDS:
         print(f"{kind:<12} killed {hit['killed'].count(kind)} times")
-    for name, figures in (("calm", calm), ("hit", hit)):
-        again = figures["begun"] - figures["epochs"]
-        print(
-            f"{name:<5}{figures['seconds']:7.0f} s, {figures['epochs']:4} epochs, "
-            f"{again:3} begun again ({again / figures['epochs']:.1%})"
-        )
     print("\n".join(arena.problems) or "tables whole, nothing left behind")
     assert not arena.problems
     print(f"chaos ratio={hit['seconds'] / calm['seconds']:.2f}")

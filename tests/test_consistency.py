@@ -101,3 +101,20 @@ def test_attempts_that_go_back_or_were_not_counted_are_seen(folder):
     back, uncounted = check_tables(found.trials, found.epochs)
     assert back == "trial 00000 went back to an earlier attempt: [2, 1, 1]"
     assert uncounted == "trial 00000 says 0 restarts, its epochs are of attempts [2, 1, 1]"
+
+
+def test_a_checkpoint_that_nobody_needs_may_be_gone_where_not_all_are_kept(folder):
+    frame = pd.read_parquet(folder / "trials.parquet")
+    frame.loc[frame["trial_id"] == "00001", ["state", "finished_at"]] = [
+        "stopped",
+        frame.loc[0, "started_at"],
+    ]
+    write_table(frame, folder / "trials.parquet")
+    shutil.rmtree(folder / "checkpoints" / "00001")
+    study = "trial 00001 is stopped, the study says paused"
+    assert check_folder(folder) == ["trial 00001 needs checkpoints/00001/0001, which is not there", study]
+    file = folder / "experiment.yaml"
+    file.write_text(file.read_text().replace("keep: all", "keep: needed"))
+    assert check_folder(folder) == [study]
+    shutil.rmtree(folder / "checkpoints" / "00000")
+    assert check_folder(folder) == ["trial 00000 needs checkpoints/00000/0003, which is not there", study]

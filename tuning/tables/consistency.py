@@ -35,11 +35,17 @@ def check_folder(folder: Path) -> list[str]:
 
 
 def _unfit_checkpoints(found: Results) -> list[str]:
-    """Checkpoints that are named and not there: the best, and what a trial that may go on needs."""
+    """Checkpoints that are named and not there: the best, and what a trial that may go on needs.
+
+    Where `checkpoints` lets some go, the best trial's must be there, and those to go on from.
+    """
+    rule = found.experiment.checkpoints
+    all_kept = rule.keep == "all" and rule.max_gb is None
     last = {row["trial_id"]: row["checkpoint"] for row in found.epochs.to_dict("records")}
     needed = set()
     for row in found.trials[~found.trials["state"].isin(WENT_WRONG)].to_dict("records"):
-        needed.add((row["trial_id"], row["checkpoint"]))
+        if all_kept or row["trial_id"] == found.best()["trial_id"]:
+            needed.add((row["trial_id"], row["checkpoint"]))
         if row["state"] not in FINAL_STATES:
             needed.add((row["trial_id"], last.get(row["trial_id"])))
     return [
