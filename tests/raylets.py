@@ -57,13 +57,8 @@ class Raylet:
         ports = [f"--{each}={port}" for each, port in zip(ports, free_ports(len(ports)), strict=True)]
         command = [*RAY, "start", "--block", "--disable-usage-stats", f"--node-name={name}", *ports]
         command += [f"--node-ip-address={ip}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
-        command += [
-            f"--temp-dir={folder}",
-            "--min-worker-port=0",
-            "--max-worker-port=0",
-            f"--num-cpus={cpus}",
-            *options,
-        ]
+        command += [f"--temp-dir={folder}", "--min-worker-port=0", "--max-worker-port=0"]
+        command += [f"--num-cpus={cpus}", *options]
         with (folder / "ray_start.log").open("w") as log:
             # A session of its own, by which its processes are found even where their parents are gone.
             self._starter = subprocess.Popen(
