@@ -463,6 +463,8 @@ def test_what_is_said_about_gangs_fits_together(write):
     assert problems(write(), "training.gangs=2", "training.max_gangs=3") == [
         "--set training.max_gangs=3: training.max_gangs: is for `gangs: auto`, but `gangs` is 2"
     ]
+    (problem,) = problems(write(), "training.priority=0")
+    assert "training.priority: got 0: should be greater than 0" in problem
     (problem,) = problems(write(), "training.wait_for_resources=soon")
     assert "must be seconds or text such as 90s" in problem
     assert Experiment.load(write(), ["training.wait_for_resources=10m"]).training.wait_s == 600

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from trainables.order import Failure, Order, Report
+from trainables.order import Failure, Moved, Order, Report
 from tuning.gangs.mailbox import Mailbox
 
 ORDER = Order(run_id="00000-a", trial_id="00000", trainable="curves", config={}, max_epochs=3)
@@ -184,3 +184,28 @@ def test_what_the_workers_broke_off_with_explains_the_failure(mailbox):
         mailbox.suspect(lease, "RuntimeError: my gloomy nccl")
     assert mailbox.next_order(None, NOW) is None
     assert mailbox.await_report(ORDER, 1, NOW).reason.endswith("at last: RuntimeError: my gloomy nccl")
+
+
+def test_its_state_tells_whether_workers_are_there(mailbox):
+    assert mailbox.state() == "waiting"
+    mailbox.workers_gone("starting")
+    assert mailbox.state() == "starting"
+    mailbox.next_order(None, NOW)
+    assert mailbox.state() == "serving"
+    mailbox.workers_gone("waiting")
+    assert mailbox.state() == "waiting"
+
+
+def test_a_trial_without_workers_is_sent_elsewhere(mailbox):
+    mailbox.displace("nothing to displace")
+    send(mailbox)
+    lease, _ = mailbox.next_order(None, NOW)
+    mailbox.push(lease, report(1))
+    mailbox.displace("the node is gone")
+    assert mailbox.await_report(ORDER, 1, NOW) == report(1), "what is done stays done"
+    assert mailbox.await_report(ORDER, 2, NOW) == Moved(reason="the node is gone")
+    assert mailbox.next_order(None, NOW) is None, "workers that come after all do not begin it"
+    mailbox.take_back(ORDER.run_id)
+    other = dataclasses.replace(ORDER, run_id="00001-b")
+    send(mailbox, other)
+    assert mailbox.next_order(None, NOW)[1].run_id == "00001-b"

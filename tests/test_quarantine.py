@@ -7,10 +7,10 @@ from ray.exceptions import ActorDiedError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from trainables.order import Failure, Moved, Order, Report
-from tuning.gangs.gangs import Gangs
 from tuning.gangs.mailbox import Mailbox
 from tuning.gangs.obituary import cause
 from tuning.gangs.quarantine import STARTS, Quarantine
+from tuning.gangs.roster import Roster
 
 NOW = 0.0
 ORDER = Order(run_id="00000-a", trial_id="00000", trainable="curves", config={}, max_epochs=3)
@@ -127,33 +127,36 @@ def test_workers_that_came_and_broke_off_were_started(mailbox):
 
 
 @pytest.fixture
-def gangs(monkeypatch):
-    made = object.__new__(Gangs)
-    made._owners, made._lent, made._on_trial = {"a": None, "b": None}, {}, {}
-    monkeypatch.setattr("tuning.gangs.gangs.ray.kill", lambda owner: None)
-    made.taken_back = lambda run_id: [made._lent.pop(n) for n in list(made._lent) if made._lent[n] == run_id]
+def gangs():
+    made = Roster()
+    made.resize(2)
+    for name in "ab":
+        made.add(name)
+        made.hear(name, "serving")
     return made
 
 
 def test_a_gang_that_a_trial_left_in_trouble_rests_until_another_has_the_trial(gangs):
     assert gangs.lend("0-x", "0") == "a" and gangs.lend("1-x", "1") == "b"
-    gangs.taken_back("0-x")
+    gangs.take_back("0-x")
     gangs.suspect("a", "0")
     assert not gangs.any_free, "b may come free, and 0 is first in the line"
-    gangs.taken_back("1-x")
+    gangs.take_back("1-x")
     assert gangs.lend("0-y", "0") == "b"
     assert gangs.lend("2-x", "2") == "a"
 
 
 def test_a_gang_without_another_has_the_trial_again(gangs):
-    gangs.close_one("b")
+    gangs.close("b")
     assert gangs.lend("0-x", "0") == "a"
-    gangs.taken_back("0-x")
+    gangs.take_back("0-x")
     gangs.suspect("a", "0")
     assert gangs.lend("0-y", "0") == "a"
     assert not gangs.none_left
-    gangs.close_one("a")
+    gangs.close("a")
     assert gangs.none_left and not gangs.any_free
+    assert gangs.resize(2) == (0, []), "no other takes their places"
+    assert gangs.resize(3) == (1, []), "but the cluster may grow"
 
 
 def test_the_cause_named_is_the_death_not_what_it_entailed():

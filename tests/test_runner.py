@@ -295,7 +295,7 @@ def test_only_placement_groups_without_life_are_taken_for_orphans(cluster):
     from ray.util import placement_group, placement_group_table, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    from tuning.gangs.gangs import remove_orphaned_groups
+    from tuning.gangs.room import remove_orphaned_groups
 
     @ray.remote(num_cpus=1)
     class Inhabitant:

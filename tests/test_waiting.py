@@ -7,7 +7,8 @@ import pytest
 
 from tuning.experiment import Experiment, TooLarge
 from tuning.gangs import waiting
-from tuning.gangs.waiting import NoRoom, plan_in_time
+from tuning.gangs.resources import NoRoom
+from tuning.gangs.waiting import plan_in_time
 
 
 def experiment(**training):

@@ -3,7 +3,7 @@
 `serve` is the training function of one long-lived Ray Train run. Workers, process group and CUDA context
 outlive the trials that they run, so a trial costs milliseconds to start and to stop. This file knows Ray
 Train and the trial protocol; who sends the trials, and why one stops, is left to the gang's owner
-(`tuning/gangs/gangs.py`).
+(`tuning/gangs/owner.py`).
 
 Rank 0 talks to the owner; what it hears reaches the other ranks over a gloo group of its own, never over
 the group that carries gradients, so that waiting for work cannot collide with training.

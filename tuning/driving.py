@@ -52,6 +52,7 @@ def carry_out(
     listeners: Sequence[Listener],
     *,
     resume: bool,
+    say: Callable[[str], None] = lambda line: None,
     whole: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda config: config,
 ) -> str:
     """Run the search of `experiment` until it is finished; Ray is connected.
@@ -60,6 +61,7 @@ def carry_out(
         plan: the gangs to start.
         listeners: told of every event after the tables and the checkpoint keeper; closed at the end.
         resume: go on from the tables in the experiment's folder, where there are any.
+        say: told, line by line, what a person should know.
         whole: what a trial is run with, of its configuration; the experiment's `model` goes before it.
 
     Returns:
@@ -67,6 +69,7 @@ def carry_out(
 
     Raises:
         CannotGoOn: no gang is left that works, or the storage is full or away; the tables are whole.
+        tuning.gangs.resources.NoRoom: for a long time the cluster had no room for any gang.
         KeyboardInterrupt: after everything that was started is taken down and the tables are written.
     """
     folder = experiment.folder.absolute()
@@ -97,7 +100,8 @@ def carry_out(
         if resume:
             search.replay(*history(experiment, writer.ledger))
         with _scratch_folder(folder) as scratch:
-            _drive(experiment, search, plan, keeper, scratch, _order_maker(experiment, settings))
+            order_for = _order_maker(experiment, settings)
+            _drive(experiment, search, budget, plan, keeper, scratch, order_for, say)
         given_up = search.given_up
         search.close()
         write_end(folder, without_gain=budget.without_gain)
@@ -115,28 +119,38 @@ def _storage_is_needed() -> Iterator[None]:
 def _drive(
     experiment: Experiment,
     search: Search,
+    budget: BudgetGuard,
     plan: GangPlan,
     keeper: CheckpointKeeper,
     scratch: Path,
     order_for: Callable[[Run], Order],
+    say: Callable[[str], None],
 ) -> None:
     """Let Ray Tune run the search until it is finished."""
     os.environ.update(TUNE_ENVIRONMENT)  # Tune reads them when it is imported and when it starts
     from ray import tune
     from ray.tune.error import TuneError
 
-    from tuning.gangs.gangs import Gangs
+    from tuning.gangs.gangs import LIMIT_S, Gangs
     from tuning.tune_adapter import Ticker, TrialActor, TuneScheduler, TuneSearcher
 
     if search.finished:
         return
     training = experiment.training
+
+    def resized(gangs: int) -> None:
+        budget.gangs = max(1, gangs)
+
     with Gangs(
         plan,
         experiment=experiment.name,
         max_failures=training.max_failures,
         hang_timeout_s=training.hang_timeout_s,
         scratch=str(scratch),
+        say=say,
+        resized=resized,
+        priority=training.priority,
+        patience_s=training.wait_s or LIMIT_S,
     ) as gangs:
         scheduler = TuneScheduler(search, gangs, keeper.make_room)
         tuner = tune.Tuner(
@@ -152,7 +166,7 @@ def _drive(
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(scratch),
-                callbacks=[Ticker(search)],
+                callbacks=[Ticker(search, gangs)],
                 # Tune waits for a last checkpoint before it frees the actor, and meanwhile starts another.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,

@@ -223,9 +223,11 @@ class Training(_Strict):
     gpus_per_worker: float | Literal["auto"] = "auto"
     """`auto`: one where the cluster has GPUs, else none."""
     gangs: int | Literal["auto"] = "auto"
-    """Trials at the same time; `auto`: as many as fit on the cluster."""
+    """Trials at the same time; `auto`: as many as fit on the cluster, also while it grows and shrinks."""
     max_gangs: Annotated[int, Field(ge=1)] | None = None
     """`gangs: auto`: never more trials at the same time than this."""
+    priority: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Experiments that run on one cluster share it; one of priority 2 gets twice as much as one of 1."""
     wait_for_resources: str | float | None = None
     """How long to wait for a cluster that is too small to grow: seconds, or text such as `10m`. `null`: an
     experiment that is too large is refused."""

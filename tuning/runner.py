@@ -23,8 +23,7 @@ from tuning import children
 from tuning.choosing.shipping import CannotShip, ship
 from tuning.driving import CannotGoOn, carry_out
 from tuning.events import Listener
-from tuning.experiment import Experiment, ExperimentError
-from tuning.gangs.waiting import plan_in_time
+from tuning.experiment import Experiment, ExperimentError, GangPlan
 from tuning.quiet import measure_all
 from tuning.render import count
 from tuning.resuming import refuse_changes
@@ -97,14 +96,14 @@ def run(
         earlier, learnt_from = earlier_trials(experiment, experiment.storage)
         stack.enter_context(_connect()(experiment=experiment))
         stack.enter_context(_sigterm_as_ctrl_c())
-        plan = plan_in_time(experiment, say)
+        plan = _plan(experiment, say)
         _prepare_data(experiment, folder, say)
         for line in learnt_from:
             say(line)
         write_description(experiment, command=sys.argv)
         searcher, scheduler = open_strategy(experiment, path=folder / "study.journal", earlier=earlier)
         everyone = [*listeners, *_found_listeners(experiment, experiment.name)]
-        given_up = carry_out(experiment, searcher, scheduler, plan, everyone, resume=resume)
+        given_up = carry_out(experiment, searcher, scheduler, plan, everyone, resume=resume, say=say)
         if given_up:
             raise GivenUp(given_up)
         _export_best(experiment, load(folder))
@@ -153,12 +152,13 @@ def _compress(
     given_up = carry_out(
         inner,
         *children.open_children(inner),
-        plan_in_time(inner, say),
+        _plan(inner, say),
         [
             *([follow_variants(inner)] if follow_variants else []),
             *_found_listeners(inner, f"{experiment.name}/{inner.name}"),
         ],
         resume=True,
+        say=say,
         whole=children.Inheritance(found),
     )
     if given_up:
@@ -220,6 +220,13 @@ def _connect() -> Callable[..., Any]:
 def _found_listeners(experiment: Experiment, title: str) -> list[Listener]:
     """What follows every run, found by the entry points `captune.listeners`; Ray is connected."""
     return [each.load()(experiment, title) for each in entry_points(group="captune.listeners")]
+
+
+def _plan(experiment: Experiment, say: Callable[[str], None]) -> GangPlan:
+    """`tuning.gangs.waiting.plan_in_time`, imported late: Ray must not be before the connection is set up."""
+    from tuning.gangs.waiting import plan_in_time
+
+    return plan_in_time(experiment, say)
 
 
 def _prepare_data(experiment: Experiment, folder: Path, say: Callable[[str], None]) -> None:

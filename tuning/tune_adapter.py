@@ -27,6 +27,7 @@ from tuning.gangs.gangs import Gangs
 from tuning.search.search import Run, Search
 
 ASK_S = 10.0  # how long one question to a gang's owner may stay open
+WAIT_S = 0.1  # between two looks for a gang that has room
 REMEMBERED = 200  # trials of which Tune may keep those that are over; more, and each next one costs more
 PATIENCE_S = 120.0  # how long an owner may take to come back before its trial counts as lost
 
@@ -107,10 +108,15 @@ class TuneSearcher(_Unsaved, TuneSearcherBase):
 
     def suggest(self, trial_id: str) -> Any:
         """The config of Tune's trial `trial_id`; None: not now; FINISHED: never again."""
-        if self._gangs.none_left:
-            return TuneSearcherBase.FINISHED
-        if not self._gangs.any_free:
-            return None
+        while not self._gangs.any_free:
+            if self._gangs.none_left:
+                return TuneSearcherBase.FINISHED
+            if self._gangs.lent:
+                return None
+            # Without any trial Tune would only come back after a second, and do nothing else meanwhile.
+            self._search.tick()
+            self._gangs.look_after()
+            time.sleep(WAIT_S)
         run = self._search.next_run()
         if run is None:
             return TuneSearcherBase.FINISHED if self._search.finished else None
@@ -189,10 +195,10 @@ def _error_text(trial: Any) -> str:
 
 
 class Ticker(_Unsaved, tune.Callback):
-    """Lets the search's listeners work between results."""
+    """Lets the search's listeners work between results, and the gangs follow the cluster."""
 
-    def __init__(self, search: Search):
-        self._search = search
+    def __init__(self, search: Search, gangs: Gangs):
+        self._search, self._gangs = search, gangs
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         """Tune's loop went round once, at the latest after 0.1 s.
@@ -200,5 +206,6 @@ class Ticker(_Unsaved, tune.Callback):
         `trials` is the list that Tune itself goes through several times a trial: what is over leaves it.
         """
         self._search.tick()
+        self._gangs.look_after()
         if len(trials) > REMEMBERED:
             trials[:] = [trial for trial in trials if trial.status != Trial.TERMINATED]

@@ -147,7 +147,7 @@ def _carrying_out(
     Yields:
         What makes a display of another experiment, that of the variants.
     """
-    from tuning.gangs.waiting import NoRoom
+    from tuning.gangs.resources import NoRoom
     from tuning.progress import Progress
     from tuning.runner import CannotGoOn, ExportFailed, GivenUp
     from tuning.tables.results import load

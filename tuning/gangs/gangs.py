@@ -1,30 +1,26 @@
-"""The owner's side of gangs: start them, lend them to trials, take them back, close them.
+"""All gangs of one experiment, seen from the driver: start them, lend them, take them back, end them.
 
-A gang is one Ray Train run that serves trial after trial (`trainables.gang.serve`). Its owner is an actor
-without resources of its own that keeps the gang's mailbox and keeps `TorchTrainer.fit()` going: Ray Train
-replaces dead workers, the owner replaces a dead Train controller, Ray restarts a dead owner.
+What a gang does by itself is in `owner.py`; which are lent, to whom, and which must go, in `roster.py`; how
+many there may be, in `sharing.py`. Here that is carried out.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import secrets
-import threading
 import time
-import traceback
+from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray import PlacementGroupID
-from ray.util import placement_group_table, remove_placement_group
-from ray.util.placement_group import PlacementGroup
 
-from trainables.gang import serve
-from tuning.gangs.mailbox import Mailbox
-from tuning.gangs.obituary import Obituary
-from tuning.gangs.resources import GangPlan
-from tuning.gangs.watchdog import Watchdog
+from tuning.gangs.neighbours import Neighbours, alive_nodes
+from tuning.gangs.owner import GangOwner
+from tuning.gangs.resources import GangPlan, NoRoom, needs_text, nodes_text
+from tuning.gangs.room import leave_off, own_groups
+from tuning.gangs.roster import Roster
+from tuning.gangs.sharing import Claim, fair_gangs
+from tuning.gangs.waiting import SAY_S
+from tuning.render import duration
 
 #: A Train controller looks after its workers this often; Ray's default of 2 s only delays recovery.
 TRAIN_ENVIRONMENT = {
@@ -32,118 +28,26 @@ TRAIN_ENVIRONMENT = {
     # It would end the workers on a node that is taken away in mid-epoch; the owner lets them finish it.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
+    # Where workers cannot be replaced so soon, the gang has lost its room: its owner takes over the wait.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
 }
 CLOSE_TIMEOUT_S = 20.0
-WATCH_S = 1.0  # how often an owner looks whether its workers still get on
-#: A Train controller may live on for 5 s after its owner, and in these start workers anew.
-LAST_BREATH_S = 7.0
-
-
-class GangOwner(Mailbox):
-    """The actor: a mailbox, and a thread that keeps the gang's Ray Train run alive.
-
-    Args:
-        name: the gang's name, as dashboard and tables show it.
-        max_failures: how often workers may die under one trial.
-        hang_timeout_s: see `Watchdog`.
-        scratch: folder for Ray Train's own records, readable on every node.
-    """
-
-    def __init__(
-        self, name: str, plan: GangPlan, max_failures: int, hang_timeout_s: float | None, scratch: str
-    ):
-        super().__init__(max_failures, Watchdog(hang_timeout_s))
-        self._name, self._plan, self._scratch = name, plan, scratch
-        self._workers: dict[int, tuple[Any, str]] = {}  # by rank: actor's handle, and the node where it is
-        context = ray.get_runtime_context()
-        self._myself, self._restarted = context.current_actor, context.was_current_actor_reconstructed
-        self._thread = threading.Thread(target=self._keep_training, name=name, daemon=True)
-        self._thread.start()
-        threading.Thread(target=self._keep_watch, daemon=True).start()
-
-    def join(self, rank: int, worker: Any, node: str) -> None:
-        """A worker is there: its rank, its actor's handle, and the id of the node where it is."""
-        self._workers[rank] = worker, node
-
-    def __repr__(self) -> str:  # in the dashboard's table of actors, and before each line that it prints
-        return f"gang {self._name}"
-
-    def close_and_wait(self, timeout_s: float) -> bool:
-        """Send the workers home; True when all of them are gone in time."""
-        self.close()
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
-
-    def _keep_training(self) -> None:
-        if self._restarted:
-            time.sleep(LAST_BREATH_S)
-            with contextlib.suppress(Exception):  # Ray Train's own cleaner mostly suffices
-                remove_orphaned_groups()
-        while not self._closed:
-            try:
-                self._trainer().fit()
-            except BaseException as error:  # whatever happened to the controller costs a new one
-                traceback.print_exc()
-                self._could_not_start(error)
-                time.sleep(0.5)
-            # What `fit` raised holds its own frame, with the controller that holds the gang's cores.
-            gc.collect()
-
-    def _could_not_start(self, error: BaseException) -> None:
-        """No room on the cluster is no fault of the gang's."""
-        cause = getattr(error, "controller_failure", error)
-        if type(cause).__name__ not in (
-            "WorkerGroupStartupTimeoutError",
-            "InsufficientClusterResourcesError",
-        ):
-            self.workers_died(f"{type(cause).__name__}: {cause}".splitlines()[0])
-
-    def _keep_watch(self) -> None:
-        """Kill workers that hang, or whose node is taken away: Ray Train replaces them as any that died."""
-        while not self._closed:
-            time.sleep(WATCH_S)
-            if hang := self._watchdog.hang():
-                self.suspect(self._lease, hang)
-                self._kill_workers()
-            elif any(node in draining_nodes() for _, node in list(self._workers.values())):
-                self.leave("its node is taken away")
-                if self.may_end:
-                    self._kill_workers()
-
-    def _kill_workers(self) -> None:
-        self._watchdog.rest()
-        workers, self._workers = self._workers, {}
-        for worker, _ in workers.values():
-            ray.kill(worker)
-
-    def _trainer(self) -> Any:
-        from ray import train
-        from ray.train.torch import TorchTrainer
-
-        return TorchTrainer(
-            serve,
-            train_loop_config={"owner": self._myself, "cpus": self._plan.cpus_per_worker},
-            scaling_config=train.ScalingConfig(
-                num_workers=self._plan.workers,
-                use_gpu=self._plan.gpus_per_worker > 0,
-                resources_per_worker={
-                    "CPU": self._plan.cpus_per_worker,
-                    **({"GPU": self._plan.gpus_per_worker} if self._plan.gpus_per_worker else {}),
-                },
-            ),
-            run_config=train.RunConfig(
-                # A new name each time: a controller that died left its records behind under the old one.
-                name=f"{self._name}-{time.time_ns()}",
-                storage_path=self._scratch,
-                # The owner starts anew what cannot be started, and counts how often.
-                failure_config=train.FailureConfig(max_failures=-1, controller_failure_limit=0),  # type: ignore[call-arg]
-                callbacks=[Obituary(self._myself)],  # type: ignore[list-item]
-            ),
-        )
+ASK_S = 0.5  # how often the owners are asked whether their gangs serve
+RESIZE_S = 3.0  # how often the cluster is looked at
+LIMIT_S = 600.0  # how long a run without any gang goes on where `training.wait_for_resources` says nothing
 
 
 class Gangs:
-    """All gangs of one experiment, seen from the driver. Use as a context manager."""
+    """All gangs of one experiment, seen from the driver. Use as a context manager.
+
+    Their number follows the cluster and the other experiments on it: call `look_after` often.
+
+    Args:
+        say: told, line by line, what a person should know of gangs that wait.
+        resized: told how many gangs serve, whenever that changes.
+        priority: weight of this experiment among those that share the cluster.
+        patience_s: how long the run may be without any gang.
+    """
 
     def __init__(
         self,
@@ -153,26 +57,25 @@ class Gangs:
         max_failures: int,
         hang_timeout_s: float | None,
         scratch: str,
+        say: Callable[[str], None] = lambda line: None,
+        resized: Callable[[int], None] = lambda gangs: None,
+        priority: float = 1.0,
+        patience_s: float = LIMIT_S,
     ):
-        self._placement_groups_before = _placement_groups()
-        self._lent: dict[str, str] = {}  # gang -> run_id
-        self._on_trial: dict[str, str] = {}  # gang -> trial to be tried on another first
-        owner = ray.remote(GangOwner)
-        # Ray Train's cleaner asks the state API, which finds no address by itself where a machine has several
-        # Rays: after a kill the dead gang's placement group would then hold its cores for ever.
-        environment = TRAIN_ENVIRONMENT | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-        self._owners: dict[str, Any] = {
-            name: owner.options(
-                name=name,
-                num_cpus=0,
-                max_concurrency=16,  # questions stay open for seconds
-                max_restarts=-1,
-                runtime_env={"env_vars": environment},
-            ).remote(name, plan, max_failures, hang_timeout_s, scratch)
-            # The suffix keeps two experiments of one name apart on a shared cluster.
-            for suffix in [secrets.token_hex(2)]
-            for name in (f"{experiment}-{suffix}-gang-{index}" for index in range(plan.gangs))
-        }
+        self._plan = plan
+        self._groups_before = own_groups()
+        # The suffix keeps two experiments of one name apart on a shared cluster.
+        self._name, self._started = f"{experiment}-{secrets.token_hex(2)}", 0
+        self._neighbours = Neighbours(Claim(name=self._name, plan=plan, priority=priority))
+        self._arguments = (plan, max_failures, hang_timeout_s, scratch)
+        self._owners: dict[str, Any] = {}
+        self._questions: dict[Any, str] = {}  # what state a gang is in, still open -> gang
+        self._ending: dict[Any, tuple[str, Any, float]] = {}  # its leave-taking -> gang, owner, deadline
+        self._roster = Roster()
+        self._say, self._resized, self._patience_s = say, resized, patience_s
+        self._placed_at = self._said_at = time.monotonic()
+        self._ask_at = self._resize_at = 0.0
+        self.look_after()
 
     def __enter__(self) -> Gangs:
         return self
@@ -183,42 +86,56 @@ class Gangs:
     @property
     def any_free(self) -> bool:
         """Whether `lend` would find a gang."""
-        return bool(self._free())
+        return self._roster.any_free
+
+    @property
+    def lent(self) -> bool:
+        """Whether a trial has a gang."""
+        return self._roster.lent
 
     @property
     def none_left(self) -> bool:
         """Whether all gangs were closed."""
-        return not self._owners
+        return self._roster.none_left
 
     def lend(self, run_id: str, trial_id: str) -> str:
         """Give a free gang to `run_id`, of `trial_id`: the name of its owner's actor."""
-        name = self._free()[0]
-        self._lent[name] = run_id
-        self._on_trial = {gang: left for gang, left in self._on_trial.items() if left != trial_id}
-        return name
-
-    def _free(self) -> list[str]:
-        """Gangs to be lent. One that a trial left in trouble rests until another gang has that trial."""
-        free = [name for name in self._owners if name not in self._lent]
-        ready = [name for name in free if name not in self._on_trial]
-        return ready or (free if not self._lent else [])
+        return self._roster.lend(run_id, trial_id)
 
     def suspect(self, name: str, trial_id: str) -> None:
         """Workers died under `trial_id` again and again: it is to be tried on another gang first."""
-        self._on_trial[name] = trial_id
+        self._roster.suspect(name, trial_id)
 
     def close_one(self, name: str) -> None:
-        """Close the gang `name`, which fails whatever trial it has."""
-        self._lent.pop(name, None)
-        self._on_trial.pop(name, None)
-        ray.kill(self._owners.pop(name))  # its Train run ends with it
+        """Close the gang `name`, which fails whatever trial it has; no other takes its place."""
+        self._roster.close(name)
+        self._end(name, 0.0)
 
     def take_back(self, run_id: str) -> None:
         """The trial is over or was stopped: its gang is free at once. Unknown runs are ignored."""
-        for name, borrower in list(self._lent.items()):
-            if borrower == run_id:
-                self._owners[name].take_back.remote(run_id)
-                del self._lent[name]
+        name = self._roster.take_back(run_id)
+        if name is not None:
+            self._owners[name].take_back.remote(run_id)
+
+    def look_after(self) -> None:
+        """Start and end gangs as the cluster grows and shrinks. Costs nothing most of the time.
+
+        Raises:
+            NoRoom: no gang has had room for too long.
+        """
+        now = time.monotonic()
+        if now >= self._resize_at:
+            self._resize_at = now + RESIZE_S
+            start, ended = self._roster.resize(self._allowed())
+            for _ in range(start):
+                self._start()
+            for name in ended:
+                self._end(name)
+        if now >= self._ask_at:
+            self._ask_at = now + ASK_S
+            self._hear()
+            self._bury()
+            self._complain(now)
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """End all gangs and wait until Ray has their resources back.
@@ -226,42 +143,77 @@ class Gangs:
         Gangs that are between epochs leave by themselves; one in the middle of an epoch is given a moment
         and is then killed, with its Train run: the epoch's work is lost, no checkpoint is.
         """
-        owners = list(self._owners.values())
-        leaving = [owner.close_and_wait.remote(timeout_s) for owner in owners]
-        ray.wait(leaving, num_returns=len(leaving), timeout=timeout_s if not self._lent else 1.0)
-        for owner in owners:
-            ray.kill(owner)
-        self._owners.clear()
+        for name in list(self._owners):
+            self._end(name, timeout_s)
+        leaving = list(self._ending)
+        ray.wait(leaving, num_returns=len(leaving), timeout=1.0 if self._roster.lent else timeout_s)
+        self._bury(at_once=True)
+        self._neighbours.leave()
         deadline = time.monotonic() + timeout_s
-        while _placement_groups() - self._placement_groups_before and time.monotonic() < deadline:
+        while own_groups() - self._groups_before and time.monotonic() < deadline:
             time.sleep(0.1)
 
+    def _allowed(self) -> int:
+        """This experiment's share of the cluster: at least one gang, that waits where there is no room."""
+        return max(1, fair_gangs(self._neighbours.claims(), alive_nodes())[self._name])
 
-def draining_nodes() -> set[str]:
-    """Ids of the nodes that are about to be taken away, by a spot notice, an autoscaler or a person."""
-    with contextlib.suppress(Exception):  # the head is being restarted
-        return set(ray._private.state.state.get_draining_nodes())
-    return set()
+    def _start(self) -> None:
+        name, self._started = f"{self._name}-gang-{self._started}", self._started + 1
+        # Ray Train's cleaner asks the state API, which finds no address by itself where a machine has several
+        # Rays: after a kill the dead gang's placement group would then hold its cores for ever.
+        environment = TRAIN_ENVIRONMENT | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+        owner = ray.remote(GangOwner).options(
+            name=name,
+            num_cpus=0,
+            max_concurrency=16,  # questions stay open for seconds
+            max_restarts=-1,
+            runtime_env={"env_vars": environment},
+        )
+        self._owners[name] = owner.remote(name, *self._arguments)
+        self._roster.add(name)
 
+    def _end(self, name: str, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
+        owner = self._owners.pop(name)
+        leaving = owner.close_and_wait.remote(timeout_s)
+        self._ending[leaving] = name, owner, time.monotonic() + timeout_s
 
-def remove_orphaned_groups() -> None:
-    """Give back the cores of placement groups in which nothing lives.
+    def _bury(self, *, at_once: bool = False) -> None:
+        """Kill the owners of gangs that have left, or should have."""
+        left, _ = ray.wait(list(self._ending), num_returns=len(self._ending), timeout=0)
+        now = time.monotonic()
+        for leaving, (name, owner, deadline) in list(self._ending.items()):
+            if at_once or leaving in left or now > deadline:
+                ray.kill(owner)
+                leave_off(name)
+                del self._ending[leaving]
 
-    Ray Train's cleaner takes a controller for dead when Ray does, some seconds before its process ends; what
-    placement group that process makes in the meantime nobody would remove, and the next gang would wait for
-    its cores for ever.
-    """
-    from ray.util.state import list_actors
+    def _hear(self) -> None:
+        """Take in which gangs serve, and ask anew."""
+        before = self._roster.serving
+        answers, _ = ray.wait(list(self._questions), num_returns=len(self._questions), timeout=0)
+        for answer in answers:
+            name = self._questions.pop(answer)
+            try:
+                self._roster.hear(name, ray.get(answer))
+            except ray.exceptions.RayError:  # the owner is being restarted, or was just ended
+                self._roster.hear(name, "waiting")
+        asked = set(self._questions.values())
+        for name, owner in self._owners.items():
+            if name not in asked:
+                self._questions[owner.state.remote()] = name
+        if self._roster.serving != before:
+            self._resized(self._roster.serving)
 
-    here = ray.get_runtime_context().gcs_address
-    actors = list_actors(address=here, filters=[("state", "!=", "DEAD")], detail=True, limit=10_000)
-    inhabited = {actor.placement_group_id for actor in actors}
-    for key, group in placement_group_table().items():
-        holds_cores = any("CPU" in bundle for bundle in group["bundles"].values())
-        if group["state"] == "CREATED" and holds_cores and key not in inhabited:
-            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(key))))
-
-
-def _placement_groups() -> set[str]:
-    """Ids of the placement groups that hold resources or wait for some."""
-    return {key for key, group in placement_group_table().items() if group["state"] != "REMOVED"}
+    def _complain(self, now: float) -> None:
+        """Say now and then that no gang has room; give up in the end."""
+        if self._roster.placed:
+            self._placed_at = self._said_at = now
+            return
+        waited = now - self._placed_at
+        if waited < self._patience_s and now - self._said_at < SAY_S:
+            return
+        self._said_at = now
+        wanted = f"room for {needs_text(self._plan)}, the cluster has {nodes_text(alive_nodes())}"
+        if waited >= self._patience_s:
+            raise NoRoom(f"waited {duration(waited)} for {wanted}: all of it in use, or nodes are gone")
+        self._say(f"waiting for {wanted}: {duration(waited)} of {duration(self._patience_s)}")

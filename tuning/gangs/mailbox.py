@@ -19,6 +19,9 @@ from trainables.order import Failure, Moved, Order, Report, out_of_memory
 from tuning.gangs.quarantine import Quarantine
 from tuning.gangs.watchdog import Watchdog
 
+#: It has no room on the cluster; has room, and its workers begin; they have come for work.
+GangState = Literal["waiting", "starting", "serving"]
+
 
 class Mailbox:
     """One gang's mailbox.
@@ -46,6 +49,7 @@ class Mailbox:
         self._suspicion = ""
         self._taken_back: set[str] = set()
         self._closed = False
+        self._state: GangState = "waiting"
 
     # The trial's side.
 
@@ -75,6 +79,23 @@ class Mailbox:
             if self._order is not None and self._order.run_id == run_id:
                 self._order = None
             self._changed.notify_all()
+
+    def state(self) -> GangState:
+        """Whether there are workers."""
+        return self._state
+
+    def workers_gone(self, state: GangState) -> None:
+        """There are no workers until some come for work; the gang is `waiting` or `starting`."""
+        with self._changed:
+            self._state = state
+            self._watchdog.rest()
+
+    def displace(self, reason: str) -> None:
+        """There are no workers, nor will be soon: the trial that waits for them is to go elsewhere."""
+        with self._changed:
+            if self._order is not None and self._end is None:
+                self._end = Moved(reason=reason)
+                self._changed.notify_all()
 
     def close(self) -> None:
         """Send the workers home as soon as they ask."""
@@ -109,6 +130,7 @@ class Mailbox:
         """
         with self._changed:
             self._watchdog.heard()
+            self._state = "serving"
             if lease is None:
                 leaving, self._leaving, self._workers_came = bool(self._leaving), "", True
                 self._replaced(leaving)
@@ -180,6 +202,7 @@ class Mailbox:
                 self._quarantine.died()
                 self._end = self._end or self._closing()
             self._workers_came = False
+            self._state = "starting"
             self._changed.notify_all()
 
     def _goes_on(self, lease: int) -> bool:

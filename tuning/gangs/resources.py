@@ -29,6 +29,10 @@ class DoesNotFit(SettingsError):
     """The cluster as it is cannot hold what the experiment asks for; a larger one could."""
 
 
+class NoRoom(RuntimeError):
+    """The cluster has no room for a single gang, nor got any in the time that was given."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GangPlan:
     """What the gangs of a run look like; all are alike."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tuning.gangs.neighbours import alive_nodes
-from tuning.gangs.resources import GangPlan, least_plan, needs_text, nodes_text
+from tuning.gangs.resources import GangPlan, NoRoom, least_plan, needs_text, nodes_text
 from tuning.render import count, duration
 
 if TYPE_CHECKING:
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 
 LOOK_S = 2.0  # how often the cluster is looked at
 SAY_S = 30.0  # how often it is said that the wait goes on
-
-
-class NoRoom(RuntimeError):
-    """The cluster has no room for a single gang, nor got any in the time that was given."""
 
 
 def plan_in_time(experiment: Experiment, say: Callable[[str], None]) -> GangPlan:

@@ -38,12 +38,14 @@ class BudgetGuard:
         Args:
             limits: the experiment's `budget` section; a limit that is None never ends anything.
             workers: workers of one gang.
-            gangs: trials that run at the same time.
+            gangs: trials that run at the same time, to begin with.
             without_gain: trials in a row that brought nothing better so far.
             clock: seconds from any origin, never going back.
         """
         self._limits = limits
-        self._workers, self._gangs = workers, gangs
+        self._workers = workers
+        self.gangs = gangs
+        """Trials that run at the same time now."""
         self._clock = clock
         self._began = clock()
         self._started = 0
@@ -107,7 +109,7 @@ class BudgetGuard:
         if self.worker_s > 0:
             left.append(self._worker_s_left() / (self.worker_s / self.epochs))
         if self._limits.time_s is not None and self._seconds > 0:
-            left.append(self._until_s(self._limits.time_s) * self._gangs / (self._seconds / self.epochs))
+            left.append(self._until_s(self._limits.time_s) * self.gangs / (self._seconds / self.epochs))
         return max(0.0, min(left))
 
     def has_room_for(self, epochs: int, in_flight: int) -> bool:
@@ -132,7 +134,7 @@ class BudgetGuard:
 
         Never negative.
         """
-        left = self._worker_s_left() / (self._workers * self._gangs)
+        left = self._worker_s_left() / (self._workers * self.gangs)
         if self._limits.time_s is not None:
             left = min(left, self._until_s(self._limits.time_s))
         return None if math.isinf(left) else left

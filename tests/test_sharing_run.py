@@ -1,0 +1,106 @@
+"""Two experiments on one real cluster; a cluster that shrinks and grows under one."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import yaml
+from raylets import Raylets
+
+from tuning import load
+from tuning.tables.results import check_tables
+from tuning.tables.storage import UnreadableResults
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def start(folder, cluster, name, *, trials, epochs=1, **training):
+    """`captune run` in a process of its own on `cluster`, with epochs of 0.2 s."""
+    tree = {
+        "name": name,
+        "trainable": "curves",
+        "search_space": {"learning_rate": {"float": [1e-4, 1e-1], "log": True}},
+        "model": {"seconds_per_epoch": 0.2},
+        "objectives": [{"metric": "score", "mode": "max"}],
+        "search": {"algorithm": "random"},
+        "scheduler": {"algorithm": "none", "max_epochs": epochs},
+        "budget": {"trials": trials},
+        "training": training,
+        "storage": str(folder),
+    }
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree))
+    return subprocess.Popen(
+        [sys.executable, "-m", "tuning.cli", "run", str(folder / f"{name}.yaml")],
+        env=cluster.environment | {"RAY_ADDRESS": cluster.gcs_address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def done(folder, name):
+    """Trials of an experiment that have ended so far."""
+    try:
+        return int(load(name, folder).trials["finished_at"].notna().sum())
+    except (LookupError, UnreadableResults):
+        return 0
+
+
+def on(folder, name, node):
+    """Epochs of an experiment that ran on a node so far."""
+    try:
+        return int((load(name, folder).epochs["node"] == node).sum())
+    except (LookupError, UnreadableResults):
+        return 0
+
+
+def wait_until(what, *drivers):
+    while not what():
+        for driver in drivers:
+            assert driver.poll() is None, driver.communicate()[0]
+        time.sleep(0.5)
+
+
+def test_two_experiments_share_a_cluster_and_neither_starves(tmp_path):
+    with Raylets(1, cpus=2) as cluster:
+        first = start(tmp_path, cluster, "first", trials=400)
+        wait_until(lambda: done(tmp_path, "first") > 4, first)
+        second = start(tmp_path, cluster, "second", trials=40)
+        for driver in (second, first):
+            output, _ = driver.communicate()
+            assert driver.returncode == 0, output
+    tables = {name: load(name, tmp_path) for name in ("first", "second")}
+    assert all(not check_tables(found.trials, found.epochs) for found in tables.values())
+    assert {name: len(found.trials) for name, found in tables.items()} == {"first": 400, "second": 40}
+    ends = {name: found.trials["finished_at"].sort_values() for name, found in tables.items()}
+    began, ended = ends["second"].iloc[0], ends["second"].iloc[-1]
+    assert ends["first"].iloc[-1] > ended, "the first was to run all along"
+    for name, times in ends.items():
+        both = times[times.between(began, ended)]
+        thirds = pd.cut(both, pd.date_range(began, ended, periods=4), include_lowest=True)
+        assert thirds.value_counts().min() > 0, f"{name} had nothing for a third of the time"
+    first, second = (int(times.between(began, ended).sum()) for times in ends.values())
+    assert second / 4 < first < second * 4, "half of the cluster each, roughly"
+
+
+def test_a_run_follows_a_cluster_that_loses_a_node_and_gets_another(tmp_path):
+    with Raylets(2, cpus=1) as cluster:
+        node = cluster.nodes["node-2"]
+        driver = start(tmp_path, cluster, "moving", epochs=3, trials=500)
+        wait_until(lambda: on(tmp_path, "moving", node.ip) > 2, driver)
+        hit = set(load("moving", tmp_path).trials.query("state == 'running'")["trial_id"])
+        cluster.kill(node)
+        other = cluster.add(cpus=1)
+        wait_until(lambda: on(tmp_path, "moving", other.ip) > 2, driver)
+        driver.send_signal(signal.SIGINT)
+        output, _ = driver.communicate()
+    assert driver.returncode == 130, output
+    found = load("moving", tmp_path)
+    assert not check_tables(found.trials, found.epochs)
+    states = found.trials.set_index("trial_id")["state"]
+    assert set(states) <= {"completed", "paused"}, "none has failed"
+    assert (states == "paused").sum() <= 2, "those that ran at the end"
+    assert len(hit) == 2 and (states[list(hit)] == "completed").all()
