@@ -1,4 +1,4 @@
-"""The commands that run experiments as jobs of a Ray cluster: submit, status, logs, stop.
+"""The commands around jobs of a Ray cluster: submit; status, logs, stop, of runs that are no jobs as well.
 
 `tuning.cli` finds them by the entry points `captune.commands`. Only click is imported at the top, as there.
 """
@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import shlex
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tuning.commands.parts import UserMistake, WorkFailed
+from tuning.commands import local
+from tuning.commands.parts import UserMistake, WorkFailed, storage_option
 
 if TYPE_CHECKING:
     from cluster.jobs import JobServer
@@ -20,26 +22,28 @@ if TYPE_CHECKING:
 _job = click.argument("job")
 
 
-def _is_url(context: click.Context, parameter: click.Parameter, address: str) -> str:
-    if not address.startswith(("http://", "https://")):
+def _is_url(context: click.Context, parameter: click.Parameter, address: str | None) -> str | None:
+    if address and not address.startswith(("http://", "https://")):
         raise click.BadParameter(f"must be the dashboard's, as in http://HEAD:8265, but got {address!r}")
     return address
 
 
-_address = click.option(
-    "--address",
-    required=True,
-    envvar="RAY_API_SERVER_ADDRESS",
-    show_envvar=True,
-    callback=_is_url,
-    metavar="URL",
-    help="The dashboard of the cluster's head node, as in http://HEAD:8265.",
-)
+def _address(*, required: bool) -> Callable[..., Any]:
+    elsewhere = "" if required else " Without it, JOB is an experiment that was run here."
+    return click.option(
+        "--address",
+        required=required,
+        envvar="RAY_API_SERVER_ADDRESS",
+        show_envvar=True,
+        callback=_is_url,
+        metavar="URL",
+        help=f"The dashboard of the cluster's head node, as in http://HEAD:8265.{elsewhere}",
+    )
 
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
-@_address
+@_address(required=True)
 @click.option("--follow", is_flag=True, help="Show what the job prints, to its end; end as it does.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run; finished trials are kept.")
 @click.option(
@@ -85,20 +89,29 @@ def submit(
 
 @click.command()
 @_job
-@_address
-def status(job: str, address: str) -> None:
-    """Show how JOB stands, and what it is about.
+@_address(required=False)
+@storage_option
+def status(job: str, address: str | None, storage: str) -> None:
+    """Show how JOB stands, and what it is about: a job of a cluster, or a run on this machine by its name.
 
     \b
-    Example:
+    Examples:
       captune status raysubmit_4LamXRuQpYdSMg7J --address http://head:8265
+      captune status photos
     """
+    if address is None:
+        local.show_status(job, storage)
+        return
     with _talking_to(address) as server:
         found = server.details(job)
-    lines = {"status": found.status.value, "message": found.message, **(found.metadata or {})}
+    about = found.metadata or {}
+    lines = {"status": found.status.value, "message": found.message, **about}
     for name, milliseconds in (("started", found.start_time), ("ended", found.end_time)):
         if milliseconds:
             lines[name] = f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    if {"experiment", "storage"} <= set(about):
+        words = ["captune", "results", about["experiment"], "--storage", about["storage"]]
+        lines["results"] = shlex.join(words)
     for name, value in lines.items():
         click.echo(f"{name:<10}  {value}")
 
@@ -106,14 +119,19 @@ def status(job: str, address: str) -> None:
 @click.command()
 @_job
 @click.option("-f", "--follow", is_flag=True, help="Go on to the job's end; end as it does.")
-@_address
-def logs(job: str, follow: bool, address: str) -> None:
-    """Show what JOB printed.
+@_address(required=False)
+@storage_option
+def logs(job: str, follow: bool, address: str | None, storage: str) -> None:
+    """Show what JOB printed: a job of a cluster, or the runs of an experiment on this machine.
 
     \b
-    Example:
+    Examples:
       captune logs raysubmit_4LamXRuQpYdSMg7J -f --address http://head:8265
+      captune logs photos -f
     """
+    if address is None:
+        local.show_log(job, storage, follow=follow)
+        return
     with _talking_to(address) as server:
         if follow:
             _follow(server, job)
@@ -123,14 +141,19 @@ def logs(job: str, follow: bool, address: str) -> None:
 
 @click.command()
 @_job
-@_address
-def stop(job: str, address: str) -> None:
-    """End JOB in good order, as Ctrl-C ends a run; submit --resume goes on from there.
+@_address(required=False)
+@storage_option
+def stop(job: str, address: str | None, storage: str) -> None:
+    """End JOB in good order, as Ctrl-C ends a run; --resume goes on from there.
 
     \b
-    Example:
+    Examples:
       captune stop raysubmit_4LamXRuQpYdSMg7J --address http://head:8265
+      captune stop photos
     """
+    if address is None:
+        local.stop_run(job, storage)
+        return
     with _talking_to(address) as server:
         stopping = server.stop(job)
         state = server.details(job).status.value

@@ -51,6 +51,8 @@ class TokenRefused(PermissionError):
 def load_for_cluster(file: str, overrides: Sequence[str] = ()) -> Experiment:
     """The validated experiment in `file`; refuses places that only the submitting machine knows.
 
+    Data that are not on this machine are looked at by the head node, when the run starts.
+
     Raises:
         ExperimentError: a relative `storage` or `data.path`, or such a folder in `search.from`; all that
             `Experiment.load` refuses.
@@ -75,7 +77,8 @@ def load_for_cluster(file: str, overrides: Sequence[str] = ()) -> Experiment:
     ]
     if problems:
         raise ExperimentError(problems)
-    return Experiment.load(file, overrides)
+    path = data.get("path") if isinstance(data, dict) else None
+    return Experiment.load(file, overrides, data_is_here=path is None or Path(str(path)).exists())
 
 
 def _is_name(place: str) -> bool:

@@ -209,6 +209,35 @@ def test_processes_at_once_build_once(tmp_path):
     assert (tmp_path / "builds").read_text() == "built\n"
 
 
+def _prepare_on(node: Path, data: DataSettings, barrier, told) -> None:
+    os.environ["CAPTUNE_CACHE"] = str(node)
+    barrier.wait()
+    prepared = prepare(data, cores=1)
+    told.put((node.name, prepared.decoded, prepared.key))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_each_node_decodes_once_for_all_its_workers(photos, tmp_path):
+    data = photos.model_copy(update={"cache": None})
+    context = multiprocessing.get_context("fork")
+    barrier, told = context.Barrier(4), context.Queue()
+    nodes = [tmp_path / name for name in ("first", "first", "second", "second")]
+    workers = [context.Process(target=_prepare_on, args=(node, data, barrier, told)) for node in nodes]
+    for worker in workers:
+        worker.start()
+    found = [told.get(timeout=50) for _ in workers]
+    for worker in workers:
+        worker.join()
+    assert sorted((node, decoded) for node, decoded, _ in found) == [
+        ("first", 0),
+        ("first", 40),
+        ("second", 0),
+        ("second", 40),
+    ]
+    assert len({key for _, _, key in found}) == 1
+
+
 class TestBadImages:
     def spoil(self, data: DataSettings, *names: str) -> None:
         for name in names:

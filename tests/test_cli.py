@@ -80,7 +80,7 @@ def captune(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr("tuning.commands.running._this_machine", lambda: {"CPU": 2.0, "GPU": 0.0})
     # curves has hyperparameters of its own; what they are is not these tests' business
-    monkeypatch.setattr(Experiment, "check_trainable", lambda self: None)
+    monkeypatch.setattr(Experiment, "check_trainable", lambda self, **_: None)
     (tmp_path / "birds.yaml").write_text(yaml.safe_dump(SPEC))
     return lambda *words: CliRunner().invoke(main, words)
 

@@ -1,5 +1,6 @@
 """A worker's dealings with its owner, in one process: ranks are threads, the owner is a mailbox."""
 
+import dataclasses
 import threading
 from types import SimpleNamespace
 
@@ -11,8 +12,9 @@ from ray.exceptions import ActorUnavailableError
 
 from trainables import gang as gangs
 from trainables.order import Failure, Moved, Order
-from trainables.trial import TrialDiverged
+from trainables.trial import SettingsError, TrialDiverged
 from tuning.gangs.mailbox import Mailbox
+from tuning.gangs.watchdog import Watchdog
 
 
 class Tester:
@@ -55,7 +57,7 @@ def member(mailbox, monkeypatch):
 
     def make(*, rank=0, world_size=1, control=None):
         made = object.__new__(gangs.Gang)
-        names = ("next_order", "push", "may_go_on", "fail", "suspect")
+        names = ("next_order", "push", "may_go_on", "fail", "suspect", "alive")
         made.owner = SimpleNamespace(
             **{name: SimpleNamespace(remote=getattr(mailbox, name)) for name in names}
         )
@@ -201,3 +203,58 @@ def test_a_checkpoint_is_written_once_the_storage_is_back(mailbox, member, order
     member().run(*begin(mailbox, order))
     assert mailbox.await_report(order, 1, 0.0).metrics["checkpoint_mb"] == 0.001
     assert [path.name for path in (tmp_path / "0").iterdir()] == ["0001"]
+
+
+def test_data_that_its_node_lacks_fail_the_trial_with_node_path_and_remedy(
+    mailbox, member, order, monkeypatch, tmp_path
+):
+    def setup(self, config, context):
+        raise SettingsError(("data", "path"), "photos does not exist; did you mean 'photo'?")
+
+    monkeypatch.setattr(Tester, "setup", setup)
+    absent = dataclasses.replace(order, data={"path": str(tmp_path / "photos")})
+    member().run(*begin(mailbox, absent))
+    failure = mailbox.await_report(absent, 1, 0.0)
+    assert failure.state == "failed"
+    assert failure.reason.startswith(
+        f"data.path: {tmp_path / 'photos'} is not there on node here: put the data"
+    )
+
+
+def test_settings_that_a_trial_refuses_are_told_as_they_are(mailbox, member, order, monkeypatch, tmp_path):
+    def setup(self, config, context):
+        raise SettingsError(("data", "path"), "too few images")
+
+    monkeypatch.setattr(Tester, "setup", setup)
+    there = dataclasses.replace(order, data={"path": str(tmp_path)})
+    member().run(*begin(mailbox, there))
+    assert mailbox.await_report(there, 1, 0.0).reason == "data.path: too few images"
+
+
+def test_a_setup_that_takes_long_is_not_taken_for_a_hang(member, order, monkeypatch):
+    """The first trial on a node builds its cache, though its epochs elsewhere were short."""
+    now = [0.0]
+    watchdog = Watchdog(timeout_s=10.0, clock=lambda: now[0])
+    mailbox = Mailbox(1, watchdog)
+    heard = threading.Event()
+
+    def alive(lease):
+        mailbox.alive(lease)
+        heard.set()
+
+    def setup(self, config, context):
+        now[0] += 11.0
+        assert watchdog.hang()
+        heard.clear()
+        assert heard.wait(3)
+        assert not watchdog.hang()
+
+    monkeypatch.setattr(gangs, "POLL_S", 0.01)
+    monkeypatch.setattr(Tester, "setup", setup)
+    lonely = member()
+    for name in ("next_order", "push", "may_go_on", "fail", "suspect"):
+        getattr(lonely.owner, name).remote = getattr(mailbox, name)
+    lonely.owner.alive.remote = alive
+    lonely.run(*begin(mailbox, order))
+    assert mailbox.await_report(order, 1, 0.0).metrics["loss"] == 0.5
+    assert not [thread for thread in threading.enumerate() if "tell" in thread.name]

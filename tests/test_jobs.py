@@ -60,6 +60,21 @@ def test_the_experiment_is_validated_here():
         load_for_cluster(POLYNOMIAL, ["storage=/shared", "budget.trials=0"])
 
 
+def test_data_may_be_where_only_the_cluster_sees_them(tmp_path):
+    file = tmp_path / "mine.yaml"
+    lines = (
+        "name: mine\nsearch_space: captioning\nobjectives: [{metric: cider, mode: max}]\n"
+        "budget: {trials: 2}\nmodel: {encoder: cnn}\nstorage: /shared\ndata: {format: flickr8k, path: PATH}\n"
+    )
+    file.write_text(lines.replace("PATH", "/shared/no such photos"))
+    assert load_for_cluster(str(file)).data["path"] == "/shared/no such photos"
+    with pytest.raises(ExperimentError, match="data.image_siz"):  # everything else is looked at
+        load_for_cluster(str(file), ["data.image_siz=8"])
+    file.write_text(lines.replace("PATH", str(tmp_path)))  # no captions in it
+    with pytest.raises(ExperimentError, match="data"):
+        load_for_cluster(str(file))
+
+
 def test_storage_that_is_not_said_is_refused_before_anything_is_asked():
     outcome = CliRunner().invoke(main, ["submit", POLYNOMIAL, "--address", "http://127.0.0.1:1"])
     assert outcome.exit_code == 2 and "storage: got 'captune-results'" in outcome.output

@@ -15,12 +15,14 @@ import contextlib
 import datetime
 import functools
 import gc
+import logging
 import os
 import random
 import shutil
+import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -35,9 +37,11 @@ from ray.train.torch import get_device
 
 from trainables.order import Failure, Moved, Order, Report, checkpoint_folder, out_of_memory
 from trainables.patience import StorageFailed, patiently
+from trainables.places import missing_data
 from trainables.trial import Metrics, SettingsError, TrialContext, TrialDiverged, resolve_trainable
 
 POLL_S = 5.0  # how long one question to the owner may stay open
+SETUP_S = 6 * 3600.0  # a trial that is not set up by then is stuck
 MEET_S = 20.0  # how far apart the ranks may come out of a trial that diverged
 
 
@@ -54,6 +58,8 @@ class Owner(Protocol):
     """(lease, epoch, timeout_s) -> True | False | None (ask again)."""
     fail: Any
     """(lease, Failure) -> None."""
+    alive: Any
+    """(lease) -> None: a sign of life amid something that is no epoch."""
     suspect: Any
     """(lease, reason) -> None: the workers break off, though the trial seems not to be at fault."""
 
@@ -72,6 +78,8 @@ def serve(setup: Mapping[str, Any]) -> None:
     `setup` holds `owner` (an actor handle, see `Owner`) and `cpus` (cores of this worker).
     """
     torch.set_num_threads(setup["cpus"])
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger("trainables").setLevel(logging.INFO)  # who prepares data on this node, who waits for it
     gang = Gang(owner=setup["owner"], cpus=setup["cpus"])
     me = ray.get_runtime_context()
     ray.get(gang.owner.join.remote(gang.rank, me.current_actor, me.get_node_id()))
@@ -124,7 +132,8 @@ class Gang:
             self._fail(lease, Failure(state="diverged", reason=str(error)))
             self._meet()
         except SettingsError as error:
-            failure = Failure(state="failed", reason=str(error), error=traceback.format_exc())
+            reason = missing_data(order.data, self.node) or str(error)
+            failure = Failure(state="failed", reason=reason, error=traceback.format_exc())
             self._fail(lease, failure)
             self._meet()
         except torch.OutOfMemoryError as error:
@@ -180,7 +189,8 @@ class Gang:
         seed_everything(order.seed)
         trial = resolve_trainable(order.trainable)()
         try:
-            trial.setup(order.config, context)
+            with self._signs_of_life(lease):  # the first trial on a node may build its cache for long
+                trial.setup(order.config, context)
             if order.epoch:
                 patiently(lambda: trial.load(checkpoint_folder(order, order.epoch)))
             for epoch in range(order.epoch + 1, order.max_epochs + 1):
@@ -204,6 +214,25 @@ class Gang:
                     return
         finally:
             trial.close()
+
+    @contextlib.contextmanager
+    def _signs_of_life(self, lease: int) -> Iterator[None]:
+        """Let the owner hear from this worker while the block runs, for `SETUP_S` at most."""
+        done = threading.Event()
+
+        def tell() -> None:
+            for _ in range(int(SETUP_S / POLL_S)):
+                if done.wait(POLL_S):
+                    return
+                self.owner.alive.remote(lease)
+
+        teller = threading.Thread(target=tell, daemon=True)
+        teller.start()
+        try:
+            yield
+        finally:
+            done.set()
+            teller.join()
 
     def _report(self, lease: int, report: Report, *, last: bool) -> bool:
         """Send `report`; True where the trial is to go on with the next epoch."""

@@ -384,10 +384,17 @@ class Experiment(_Strict):
     _source: Source = PrivateAttr(default_factory=Source)
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    def load(
+        cls, path: str | Path, overrides: Sequence[str] = (), *, data_is_here: bool = True
+    ) -> Experiment:
         """Read an experiment file, put `overrides` (`a.b=c`) in, and validate all of it.
 
         Imports the trainable and asks it about `data`, `model` and the searched names.
+
+        Args:
+            path: the file.
+            overrides: as `--set` takes them.
+            data_is_here: whether what lies under `data.path` can be looked at on this machine.
 
         Raises:
             ExperimentError: listing every problem with its line.
@@ -399,7 +406,7 @@ class Experiment(_Strict):
             base = Path.cwd() if overridden else Path(path).parent
             data["path"] = str((base / Path(data["path"]).expanduser()).absolute())
         experiment = cls._build(tree, source)
-        experiment.check_trainable()
+        experiment.check_trainable(data_is_here=data_is_here)
         return experiment
 
     @classmethod
@@ -437,8 +444,11 @@ class Experiment(_Strict):
         """Epochs after which a trial is evaluated in full: at every rung and at its end."""
         return frozenset({*self.rungs(), self.scheduler.max_epochs})
 
-    def check_trainable(self) -> None:
+    def check_trainable(self, *, data_is_here: bool = True) -> None:
         """Ask the trainable whether it can work with `data`, `model` and the searched names.
+
+        Args:
+            data_is_here: False: what it says about `data.path` means nothing.
 
         Raises:
             ExperimentError: it does not exist or refuses something.
@@ -450,7 +460,11 @@ class Experiment(_Strict):
                 refuse_immutable(self.space, getattr(trainable, "mutable", frozenset()), self.trainable)
             check = getattr(trainable, "check", None)
             if check is not None:
-                check(self.data, self.model, searched)
+                try:
+                    check(self.data, self.model, searched)
+                except SettingsError as error:
+                    if data_is_here or error.path != ("data", "path"):
+                        raise
             if self.training.on_out_of_memory == "accumulate" and not hasattr(trainable, "with_less_memory"):
                 rule = f"the trainable {self.trainable!r} has no `with_less_memory`, use fail"
                 raise SettingsError(("training", "on_out_of_memory"), f"got 'accumulate': {rule}")

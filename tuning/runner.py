@@ -21,12 +21,15 @@ import filelock
 from trainables.trial import resolve_trainable
 from tuning import children
 from tuning.choosing.shipping import CannotShip, ship
+from tuning.driver import announced, lock_of
 from tuning.driving import CannotGoOn, carry_out
 from tuning.events import Listener
 from tuning.experiment import Experiment, ExperimentError, GangPlan
+from tuning.gangs.places import refuse_unseen_folders
 from tuning.quiet import measure_all
 from tuning.render import count
 from tuning.resuming import refuse_changes
+from tuning.run_log import written_down
 from tuning.search.strategies import open_strategy
 from tuning.search.warm_start import earlier_trials
 from tuning.tables.results import Results, load
@@ -85,7 +88,8 @@ def run(
         CannotGoOn: what the run needs is gone, as when no gang works any more; `resume` goes on from there.
         GivenUp: all of the first trials went wrong; they are in the tables, with the budget not spent.
         ExperimentBusy: another process is at it.
-        ExperimentError: the cluster cannot hold one gang, or the experiment to resume was another.
+        ExperimentError: the cluster cannot hold one gang, a node does not see the data or the storage, or the
+            experiment to resume was another.
         NoRoom: nor could it after `training.wait_for_resources`.
         trainables.trial.SettingsError: the data cannot be used.
         KeyboardInterrupt: after everything that was started is taken down; `resume` goes on from there.
@@ -93,16 +97,18 @@ def run(
     folder = experiment.folder.absolute()
     with _sole_user_of(folder, resume), ExitStack() as stack:
         refuse_changes(experiment, folder)
+        log, say = stack.enter_context(written_down(experiment, folder, say))
         earlier, learnt_from = earlier_trials(experiment, experiment.storage)
         stack.enter_context(_connect()(experiment=experiment))
         stack.enter_context(_sigterm_as_ctrl_c())
         plan = _plan(experiment, say)
+        refuse_unseen_folders(experiment)
         _prepare_data(experiment, folder, say)
         for line in learnt_from:
             say(line)
         write_description(experiment, command=sys.argv)
         searcher, scheduler = open_strategy(experiment, path=folder / "study.journal", earlier=earlier)
-        everyone = [*listeners, *_found_listeners(experiment, experiment.name)]
+        everyone = [*listeners, log, *_found_listeners(experiment, experiment.name)]
         given_up = carry_out(experiment, searcher, scheduler, plan, everyone, resume=resume, say=say)
         if given_up:
             raise GivenUp(given_up)
@@ -126,11 +132,12 @@ def compress(
         ExperimentBusy, ExperimentError, ExportFailed, GivenUp, NoRoom, KeyboardInterrupt: as `run` does.
     """
     folder = experiment.folder.absolute()
-    with (
-        _sole_user_of(folder, resume=True),
-        _connect()(experiment=experiment),
-        _sigterm_as_ctrl_c(),
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(_sole_user_of(folder, resume=True))
+        _, say = stack.enter_context(written_down(experiment, folder, say))
+        stack.enter_context(_connect()(experiment=experiment))
+        stack.enter_context(_sigterm_as_ctrl_c())
+        refuse_unseen_folders(experiment)
         _prepare_data(experiment, folder, say)
         _compress(experiment, follow_variants, say)
     return load(folder)
@@ -176,7 +183,7 @@ def _compress(
 @contextlib.contextmanager
 def _sole_user_of(folder: Path, resume: bool) -> Iterator[None]:
     """Hold the experiment's lock; refuse a folder in use, or one with results unless resuming."""
-    lock = filelock.FileLock(folder / ".lock")
+    lock = lock_of(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
@@ -189,7 +196,8 @@ def _sole_user_of(folder: Path, resume: bool) -> Iterator[None]:
             raise ExperimentExists(
                 [f"{folder} has results already: go on with --resume, or give the experiment another name"]
             )
-        yield
+        with announced(folder):
+            yield
     finally:
         lock.release()
 

@@ -39,7 +39,7 @@ steps=()                                 # process ids of the srun that hold Ray
 cleanup() {
     if ((${#steps[@]})); then
         kill "${steps[@]}" 2> /dev/null || true
-        for _ in {1..60}; do
+        for _ in {1..90}; do             # Ray drains a node for up to 30 s
             jobs -pr | grep -q . || break
             sleep 0.5
         done

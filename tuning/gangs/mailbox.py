@@ -141,6 +141,12 @@ class Mailbox:
                 return None
             return self._hand_out()
 
+    def alive(self, lease: int) -> None:
+        """Take a sign of life from a worker that is busy with something that is no epoch."""
+        with self._changed:
+            if self._current(lease):
+                self._watchdog.heard()
+
     def push(self, lease: int, report: Report) -> None:
         """Take the report of an epoch; a stale lease's is dropped."""
         with self._changed:

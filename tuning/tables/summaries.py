@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import filelock
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from tuning.driver import is_running
 from tuning.events import FINAL_STATES
 from tuning.render import STATE_STYLE, cell_text, count, missing, number
 from tuning.search.budget import BudgetGuard
@@ -24,7 +24,7 @@ from tuning.tables.storage import without_gain_at_end
 if TYPE_CHECKING:
     import pandas as pd
 
-    from tuning.experiment import Experiment
+from tuning.experiment import Experiment
 
 #: Figures worth a column on screen beside those that the experiment names.
 _KEY_FIGURES = ("bleu4", "val_loss", "size_mb", "latency_ms")
@@ -101,15 +101,8 @@ def _experiment_cells(found: Results) -> list[str | Text]:
 
 def experiment_state(found: Results) -> str:
     """running (a process holds its lock), finished, or unfinished (`--resume` goes on with it)."""
-    lock = found.folder / ".lock"
-    if lock.exists():
-        try:
-            with filelock.FileLock(lock, timeout=0):
-                pass
-        except filelock.Timeout:
-            return "running"
-        except OSError:
-            pass  # somebody else's folder: nothing can be said about who runs it
+    if is_running(found.folder):
+        return "running"
     return "finished" if _used_up(found) and not _uncompressed(found) else "unfinished"
 
 

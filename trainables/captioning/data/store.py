@@ -54,6 +54,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
                 log.warning("%s is incomplete or corrupt: preparing it again", stale)
                 shutil.rmtree(stale)
         aside.mkdir()
+        log.info("preparing %s", folder)
         try:
             build(aside)
             _write_manifest(aside)
