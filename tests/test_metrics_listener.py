@@ -183,6 +183,17 @@ def test_two_objectives_are_both_told(tmp_path):
     assert watched["captune_best_objective"] == {"score": 0.5, "val_loss": 0.2}
 
 
+def test_variants_have_a_title_of_their_own(tmp_path):
+    told = {}
+
+    class Told:
+        def set(self, value, tags):
+            told[tags["experiment"]] = value
+
+    MetricsListener(describe(tmp_path), "new/variants", gauges={each.name: Told() for each in METRICS}).tick()
+    assert set(told) == {"new/variants"}
+
+
 def test_the_listener_is_installed():
     found = {each.name: each.load() for each in entry_points(group="captune.listeners")}
     assert found["metrics"] is MetricsListener
