@@ -16,7 +16,7 @@ import ray
 from tuning.gangs.neighbours import Neighbours, alive_nodes
 from tuning.gangs.owner import GangOwner
 from tuning.gangs.resources import GangPlan, NoRoom, needs_text, nodes_text
-from tuning.gangs.room import leave_off, own_groups
+from tuning.gangs.room import leave_off, own_groups, remove_orphaned_groups
 from tuning.gangs.roster import Roster
 from tuning.gangs.sharing import Claim, fair_gangs
 from tuning.gangs.waiting import SAY_S
@@ -152,6 +152,8 @@ class Gangs:
         deadline = time.monotonic() + timeout_s
         while own_groups() - self._groups_before and time.monotonic() < deadline:
             time.sleep(0.1)
+        if own_groups() - self._groups_before:
+            remove_orphaned_groups()  # of workers that could not be started
 
     def _allowed(self) -> int:
         """This experiment's share of the cluster: at least one gang, that waits where there is no room."""

@@ -67,10 +67,9 @@ class GangOwner(Mailbox):
 
     def _keep_training(self) -> None:
         if self._restarted:
-            time.sleep(LAST_BREATH_S)
-            with contextlib.suppress(Exception):  # Ray Train's own cleaner mostly suffices
+            clear_up()
+            with contextlib.suppress(Exception):
                 leave_off(self._name)
-                remove_orphaned_groups()
         while not self._closed:
             self.workers_gone("waiting")
             strategy = find_room(self._name, self._plan, self._waits_on)
@@ -82,9 +81,9 @@ class GangOwner(Mailbox):
             except BaseException as error:  # whatever happened to the controller costs a new one
                 traceback.print_exc()
                 self._could_not_start(error)
+                # Beside the next start, which mostly needs no waiting for it.
+                threading.Thread(target=clear_up, daemon=True).start()
                 time.sleep(0.5)
-            # What `fit` raised holds its own frame, with the controller that holds the gang's cores.
-            gc.collect()
 
     def _could_not_start(self, error: BaseException) -> None:
         """No room on the cluster is no fault of the gang's."""
@@ -141,3 +140,11 @@ class GangOwner(Mailbox):
                 callbacks=[Obituary(self._myself)],  # type: ignore[list-item]
             ),
         )
+
+
+def clear_up() -> None:
+    """Give back what a Train run that ended badly still holds; takes some seconds."""
+    gc.collect()  # what `fit` raised holds its own frame, and that the controller
+    time.sleep(LAST_BREATH_S)
+    with contextlib.suppress(Exception):  # Ray Train's own cleaner mostly suffices
+        remove_orphaned_groups()

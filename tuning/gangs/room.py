@@ -18,6 +18,8 @@ from ray.util.placement_group import PlacementGroup
 from tuning.gangs.resources import GangPlan
 
 PACKED_S = 1.0  # how long room on one node is waited for, before any will do
+WAITS = " waits "  # in the names of groups that are only asked for
+SECOND_LOOK_S = 2.0
 LOOK_S = 0.5  # how often a gang that waits looks up
 
 
@@ -47,7 +49,7 @@ def find_room(gang: str, plan: GangPlan, goes_on: Callable[[float], bool]) -> st
 def _granted(gang: str, plan: GangPlan, strategy: str, goes_on: Callable[[], bool]) -> bool:
     """Whether Ray placed such a gang before `goes_on` said no; the room is free again."""
     group = placement_group(
-        [plan.bundle] * plan.workers, strategy=strategy, name=f"{gang} waits {time.time_ns()}"
+        [plan.bundle] * plan.workers, strategy=strategy, name=f"{gang}{WAITS}{time.time_ns()}"
     )
     try:
         while goes_on():
@@ -61,27 +63,38 @@ def _granted(gang: str, plan: GangPlan, strategy: str, goes_on: Callable[[], boo
 def leave_off(gang: str) -> None:
     """Take back what `gang` asked for before it was killed: Ray would keep it until the driver ends."""
     for key, group in placement_group_table().items():
-        if group["state"] != "REMOVED" and group["name"].startswith(f"{gang} waits "):
+        if group["state"] != "REMOVED" and group["name"].startswith(f"{gang}{WAITS}"):
             remove_group(key)
 
 
 def remove_orphaned_groups() -> None:
-    """Give back the cores of this driver's placement groups in which nothing lives.
+    """Give back the cores of this driver's placement groups in which nothing lives, now and a moment later.
 
     Ray Train's cleaner takes a controller for dead when Ray does, some seconds before its process ends; what
-    placement group that process makes in the meantime nobody would remove, and the next gang would wait for
-    its cores for ever.
+    placement group that process makes in the meantime nobody would remove. Nor does anybody remove that of
+    workers that could not be started. The next gang would wait for its cores for ever.
     """
+    orphans = _orphaned_groups()
+    if orphans:
+        time.sleep(SECOND_LOOK_S)  # one just made has no inhabitants yet
+        for key in orphans & _orphaned_groups():
+            remove_group(key)
+
+
+def _orphaned_groups() -> set[str]:
     from ray.util.state import list_actors
 
     here = ray.get_runtime_context().gcs_address
     actors = list_actors(address=here, filters=[("state", "!=", "DEAD")], detail=True, limit=10_000)
     inhabited = {actor.placement_group_id for actor in actors}
     table = placement_group_table()
-    for key in own_groups() - inhabited:
-        group = table.get(key, {"state": "REMOVED"})
-        if group["state"] == "CREATED" and any("CPU" in bundle for bundle in group["bundles"].values()):
-            remove_group(key)
+    return {
+        key
+        for key in own_groups() - inhabited
+        if (group := table.get(key, {"state": "REMOVED"}))["state"] == "CREATED"
+        and any("CPU" in bundle for bundle in group["bundles"].values())
+        and WAITS not in group["name"]  # a gang looks whether there is room
+    }
 
 
 def own_groups() -> set[str]:
