@@ -13,7 +13,7 @@ DEATHS = 2
 #: Trials in a row that failed so: three bad ones in a row are rarer than a bad gang.
 TRIALS = 3
 #: Deaths in a row with no trial at all: nothing but the gang can be to blame.
-STARTS = 5
+STARTS = 3
 
 
 class Quarantine:
