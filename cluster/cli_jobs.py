@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -104,14 +103,10 @@ def status(job: str, address: str | None, storage: str) -> None:
         return
     with _talking_to(address) as server:
         found = server.details(job)
-    about = found.metadata or {}
-    lines = {"status": found.status.value, "message": found.message, **about}
+    lines = {"status": found.status.value, "message": found.message, **(found.metadata or {})}
     for name, milliseconds in (("started", found.start_time), ("ended", found.end_time)):
         if milliseconds:
             lines[name] = f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
-    if {"experiment", "storage"} <= set(about):
-        words = ["captune", "results", about["experiment"], "--storage", about["storage"]]
-        lines["results"] = shlex.join(words)
     for name, value in lines.items():
         click.echo(f"{name:<10}  {value}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +37,21 @@ def refuse_unseen_folders(experiment: Experiment) -> None:
     if not nodes:
         return
     ask = ray.remote(num_cpus=0, max_retries=0)(unseen)
+    asked: dict[Any, str] = {}
+    problems: list[str] = []
     with _marker(experiment) as marker:
-        asked = {
-            ask.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(
-                dict(experiment.data), marker, f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-            )
-            for node in nodes
-        }
+        for node in nodes:
+            name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            asked[ask.options(scheduling_strategy=there).remote(experiment.data, marker, name)] = name
         answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)
-        problems: list[str] = []
         for answer in answered:
-            with contextlib.suppress(ray.exceptions.RayError):  # the node is gone by now
+            try:
                 problems += ray.get(answer)
+            except ray.exceptions.RayTaskError as error:  # Captune is not there, or another version
+                problems.append(f"node {asked[answer]} cannot run Captune: {error.cause}")
+            except ray.exceptions.RayError:
+                pass  # the node is gone by now
     if problems:
         raise ExperimentError(sorted(problems))
 
@@ -82,7 +84,7 @@ def unseen(data: dict[str, Any], marker: Path | None, node: str, show_s: float =
 
 
 @contextlib.contextmanager
-def _marker(experiment: Experiment) -> Any:
+def _marker(experiment: Experiment) -> Iterator[Path | None]:
     """A new file in the experiment's folder while the block runs; None where storage is a URL."""
     if "://" in experiment.storage:
         yield None
