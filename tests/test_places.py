@@ -3,13 +3,18 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import ray
 import raylets
 from PIL import Image
+from ray.exceptions import RayTaskError, WorkerCrashedError
+from recorded import describe
 
 from trainables.places import missing_data
-from tuning.gangs.places import unseen
+from tuning.experiment import ExperimentError
+from tuning.gangs.places import refuse_unseen_folders, unseen
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,6 +61,55 @@ def test_storage_that_cannot_be_written_is_named(marker, monkeypatch):
     monkeypatch.setattr(Path, "touch", refuse)
     (told,) = unseen({}, marker, "n1")
     assert told == f"storage: {marker.parent} cannot be written on node n1: Permission denied"
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    """A Ray that consists of four nodes; what each answers can be set, by its id."""
+    answers = {"n2": [], "n3": [], "n4": ["never asked"]}
+    listed = [
+        {"NodeID": f"0{id_[1]}" * 28, "Alive": True, "Resources": {"CPU": cores}, "NodeManagerHostname": id_}
+        | {"NodeManagerAddress": f"10.0.0.{id_[1]}"}
+        for id_, cores in (("n1", 2.0), ("n2", 2.0), ("n3", 2.0), ("n4", 0.0))
+    ]
+
+    class Task:
+        def options(self, scheduling_strategy):
+            return SimpleNamespace(remote=lambda *_: f"n{scheduling_strategy.node_id[-1]}")
+
+    def get(id_):
+        if isinstance(answers[id_], Exception):
+            raise answers[id_]
+        return answers[id_]
+
+    monkeypatch.setattr(ray, "nodes", lambda: listed)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "01" * 28))
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda function: Task())
+    monkeypatch.setattr(ray, "wait", lambda asked, **_: (asked, []))
+    monkeypatch.setattr(ray, "get", get)
+    return answers
+
+
+def test_all_nodes_that_can_train_are_asked_and_no_mark_is_left(nodes, tmp_path):
+    experiment = describe(tmp_path)
+    experiment.folder.mkdir()
+    refuse_unseen_folders(experiment)
+    nodes |= {"n2": ["storage: two"], "n3": ["data.path: three"]}
+    with pytest.raises(ExperimentError, match="(?s)data.path: three.*storage: two"):
+        refuse_unseen_folders(experiment)
+    assert list(experiment.folder.iterdir()) == []
+
+
+def test_a_node_that_cannot_run_captune_is_named_and_one_that_dies_is_not(nodes, tmp_path):
+    experiment = describe(tmp_path)
+    experiment.folder.mkdir()
+    nodes["n2"] = WorkerCrashedError()
+    refuse_unseen_folders(experiment)
+    nodes["n3"] = RayTaskError("unseen", "", ModuleNotFoundError("No module named 'tuning'"))
+    with pytest.raises(
+        ExperimentError, match=r"node n3 \(10.0.0.3\) cannot run Captune: No module named 'tuning'"
+    ):
+        refuse_unseen_folders(experiment)
 
 
 @pytest.mark.slow
