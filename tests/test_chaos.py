@@ -1,5 +1,6 @@
-"""What a run under kills leaves on cluster and machine is found."""
+"""A run whose processes are killed one after the other: all trials accounted for, nothing left behind."""
 
+import random
 import subprocess
 import time
 from multiprocessing.shared_memory import SharedMemory
@@ -7,8 +8,21 @@ from multiprocessing.shared_memory import SharedMemory
 import psutil
 import pytest
 
+from benchmarks.chaos import Arena
 from benchmarks.disturbed.traces import Traces
 from benchmarks.disturbed.victims import ACTORS, processes
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_kills_lose_nothing_and_nothing_remains(tmp_path):
+    kinds = ["worker", "trial actor", "driver"]
+    with Arena(tmp_path, nodes=1) as arena:
+        figures = arena.run("hit", trials=12, kinds=kinds, rng=random.Random(0))
+    assert figures["killed"] == kinds
+    assert arena.problems == []
+    # Each kill hits an epoch of one gang, that of the driver of all.
+    assert figures["begun"] - figures["epochs"] <= 2 * len(kinds)
 
 
 class Node:
