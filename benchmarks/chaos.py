@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.disturbed.driver import Driver, python_path
+from benchmarks.disturbed.driver import Driver, surroundings
 from benchmarks.disturbed.traces import Traces
 from benchmarks.disturbed.victims import KINDS, kill
 from tests.raylets import Raylets
@@ -50,12 +50,12 @@ def disturb(driver: Driver, kinds: Sequence[str], rng: random.Random) -> list[st
 class Arena:
     """A cluster on which experiments are run, disturbed or not, and what was wrong with them so far."""
 
-    def __init__(self, home: Path, nodes: int):
+    def __init__(self, home: Path, *, nodes: int, cpus: int):
         self._home = home
         scratch = home / "tmp"
         scratch.mkdir()
         self._traces = Traces(scratch)
-        self._cluster = Raylets(nodes, cpus=2, TMPDIR=str(scratch), **python_path())
+        self._cluster = Raylets(nodes, cpus=cpus, TMPDIR=str(scratch), **surroundings())
         self._traces.follow(self._cluster)
         self.problems: list[str] = []
 
@@ -99,7 +99,10 @@ def main() -> None:
     rng = random.Random(SEED)
     kinds = list(KINDS) * ROUNDS
     rng.shuffle(kinds)
-    with tempfile.TemporaryDirectory(prefix="captune-chaos-") as home, Arena(Path(home), nodes=3) as arena:
+    with (
+        tempfile.TemporaryDirectory(prefix="captune-chaos-") as home,
+        Arena(Path(home), nodes=3, cpus=2) as arena,
+    ):
         calm, hit = (
             arena.run(name, trials=TRIALS, kinds=kills, rng=rng)
             for name, kills in (("calm", []), ("hit", kinds))

@@ -15,7 +15,7 @@ from statistics import median
 
 import yaml
 
-from benchmarks.disturbed.driver import python_path
+from benchmarks.disturbed.driver import surroundings
 from tests.raylets import Raylets
 from tuning import load
 
@@ -44,7 +44,7 @@ def seconds(name: str, folder: Path, words: list[str], environment: dict[str, st
 def main(turns: int = TURNS) -> None:
     """Print the medians, and how many times longer the cold start takes."""
     taken: dict[str, list[float]] = {"submit, warm cluster": [], "run, cold machine": []}
-    with tempfile.TemporaryDirectory() as name, Raylets(1, cpus=2, **python_path()) as cluster:
+    with tempfile.TemporaryDirectory() as name, Raylets(1, cpus=2, **surroundings()) as cluster:
         submit = ["submit", "--address", cluster.address, "--python", sys.executable, "--follow"]
         outside = {key: value for key, value in cluster.environment.items() if not key.startswith("RAY_")}
         for turn in range(turns):

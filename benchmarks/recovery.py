@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from benchmarks.disturbed.driver import Driver, python_path
+from benchmarks.disturbed.driver import Driver, surroundings
 from benchmarks.disturbed.victims import KINDS, kill
 from benchmarks.gang_overhead import WORKERS, documented_seconds
 from cluster.connect import connect
@@ -30,7 +30,7 @@ PATIENCE_S = 120.0
 
 def recovery_seconds(folder: Path, kinds: list[str]) -> list[float]:
     """For each kill, seconds from there to the next report of an epoch."""
-    with Raylets(3, cpus=1, **python_path()) as cluster:
+    with Raylets(3, cpus=1, **surroundings()) as cluster:
         driver = Driver(
             cluster,
             folder / "recovery",

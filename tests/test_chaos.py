@@ -17,7 +17,7 @@ from benchmarks.disturbed.victims import ACTORS, processes
 @pytest.mark.timeout(300)
 def test_kills_lose_nothing_and_nothing_remains(tmp_path):
     kinds = ["worker", "trial actor", "driver"]
-    with Arena(tmp_path, nodes=1) as arena:
+    with Arena(tmp_path, nodes=1, cpus=4) as arena:
         figures = arena.run("hit", trials=12, kinds=kinds, rng=random.Random(0))
     assert figures["killed"] == kinds
     assert arena.problems == []

@@ -21,10 +21,14 @@ from tuning.tables.storage import UnreadableResults
 ROOT = Path(__file__).parents[2]
 
 
-def python_path() -> dict[str, str]:
-    """What lets the workers of a cluster find the trainable `line:Line` of the tests."""
+def surroundings() -> dict[str, str]:
+    """Environment of a cluster: its workers find the tests' `line:Line`, its nodes may be slow to start."""
     paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
-    return {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    return {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "OMP_NUM_THREADS": "1",
+        "RAY_raylet_start_wait_time_s": "120",
+    }
 
 
 class Driver:
