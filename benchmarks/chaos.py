@@ -55,7 +55,9 @@ class Arena:
         scratch = home / "tmp"
         scratch.mkdir()
         self._traces = Traces(scratch)
-        self._cluster = Raylets(nodes, cpus=cpus, TMPDIR=str(scratch), **surroundings())
+        self._cluster = Raylets(1, cpus=cpus, TMPDIR=str(scratch), **surroundings())
+        for _ in range(nodes - 1):  # one by one: Ray gives up a node that has not started after 30 s
+            self._cluster.add(cpus=cpus)
         self._traces.follow(self._cluster)
         self.problems: list[str] = []
 

@@ -22,13 +22,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def surroundings() -> dict[str, str]:
-    """Environment of a cluster: its workers find the tests' `line:Line`, its nodes may be slow to start."""
+    """Environment of a cluster whose workers find the trainable `line:Line` of the tests."""
     paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
-    return {
-        "PYTHONPATH": os.pathsep.join(paths),
-        "OMP_NUM_THREADS": "1",
-        "RAY_raylet_start_wait_time_s": "120",
-    }
+    return {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
 
 class Driver:
