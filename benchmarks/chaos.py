@@ -27,8 +27,8 @@ from benchmarks.disturbed.traces import Traces
 from benchmarks.disturbed.victims import KINDS, kill
 from tests.raylets import Raylets
 
-TRIALS = 40
-SECONDS_PER_EPOCH = 0.25
+TRIALS = 60
+SECONDS_PER_EPOCH = 0.3
 ROUNDS = 2  # each kind is killed so often
 PAUSES_S = (2.0, 6.0)  # between two kills
 TIMEOUT_S = 400.0
