@@ -4,6 +4,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DEMO := captune-results/demo-images
 
+S3_STAMP := .venv-s3/.installed
+
 .PHONY: install demo test lint bench clean
 
 install: $(STAMP)
@@ -20,7 +22,13 @@ demo: $(STAMP)
 	$(BIN)/python examples/draw_scenes.py $(DEMO)
 	$(BIN)/captune caption shapes $(DEMO)/*.png
 
-test: $(STAMP)
+# A local S3 server for the tests, in an environment of its own: it wants older packages than Captune.
+$(S3_STAMP): tests/s3-server.txt
+	test -x .venv-s3/bin/python || $(PYTHON) -m venv .venv-s3
+	.venv-s3/bin/python -m pip install --quiet -r $<
+	touch $@
+
+test: $(STAMP) $(S3_STAMP)
 	$(BIN)/python -m pytest
 
 lint: $(STAMP)
@@ -33,4 +41,4 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks all
 
 clean:
-	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-s3 dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -49,7 +49,9 @@ def _address(*, required: bool) -> Callable[..., Any]:
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Put a value over the file's; repeatable."
 )
 @click.option(
-    "--storage", metavar="DIR", help="Folder for the results that every machine of the cluster sees."
+    "--storage",
+    metavar="DIR",
+    help="For the results: a folder that every machine of the cluster sees, or a URL such as s3://bucket/results.",
 )
 @click.option(
     "--python", default="python", show_default=True, metavar="PATH", help="The head node's interpreter."
@@ -66,7 +68,8 @@ def submit(
     """Run the experiment in FILE as a job of a Ray cluster, and print the job's id.
 
     FILE and this version of the code are sent along; what they require must be installed there. Places in
-    FILE (`storage`, `data.path`) must be folders that every machine of the cluster sees.
+    FILE (`storage`, `data.path`) must be folders that every machine of the cluster sees; `storage` may be a
+    URL, too.
 
     \b
     Examples:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.metadata import job_metadata
+from trainables.store import is_url, local
 from trainables.trial import SHIPPED
 from tuning.experiment import Experiment, ExperimentError
 from tuning.experiment_file import read_experiment_file
@@ -70,10 +71,14 @@ def load_for_cluster(file: str, overrides: Sequence[str] = ()) -> Experiment:
         },
     }
     rule = "must start with /: name a folder that every machine of the cluster sees under that path"
+    also: dict[tuple[str | int, ...], str] = {
+        ("storage",): ", or the URL of an object store, as in s3://bucket/results"
+    }
     problems = [
-        source.problem(key, f"got {place!r}: {rule}")
+        source.problem(key, f"got {place!r}: {rule}{also.get(key, '')}")
         for key, place in written.items()
-        if isinstance(place, str) and not Path(place).is_absolute()
+        if isinstance(place, str) and not Path(local(place)).is_absolute()
+        if not (is_url(place) and key == ("storage",))
     ]
     if problems:
         raise ExperimentError(problems)

@@ -3,7 +3,7 @@
 import pytest
 from test_results import Clock, ended, epoch, experiment, started
 
-from tuning.tables.checkpoints import CheckpointKeeper
+from tuning.tables.checkpoints import CheckpointFolders, CheckpointKeeper
 from tuning.tables.results import ResultsWriter, load
 from tuning.tables.storage import write_table
 
@@ -19,7 +19,7 @@ class Run:
         self.folder = folder
         self.clock = Clock()
         self.writer = ResultsWriter(experiment(folder), clock=self.clock)
-        self.keeper = CheckpointKeeper(folder, self.writer)
+        self.keeper = CheckpointKeeper(CheckpointFolders(folder / "checkpoints"), self.writer)
 
     def handle(self, event):
         self.writer.handle(event)

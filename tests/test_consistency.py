@@ -10,7 +10,7 @@ from tuning import Experiment, load
 from tuning.search.budget import BudgetGuard
 from tuning.search.search import Search
 from tuning.search.strategies import open_strategy
-from tuning.tables.checkpoints import CheckpointKeeper
+from tuning.tables.checkpoints import CheckpointFolders, CheckpointKeeper
 from tuning.tables.consistency import check_folder, main
 from tuning.tables.results import ResultsWriter, check_tables
 from tuning.tables.storage import write_description, write_table
@@ -34,7 +34,7 @@ def folder(tmp_path):
     write_description(spec, command=[])
     searcher, scheduler = open_strategy(spec, path=spec.folder / "study.journal")
     writer = ResultsWriter(spec)
-    listeners = [writer, CheckpointKeeper(spec.folder, writer)]
+    listeners = [writer, CheckpointKeeper(CheckpointFolders(spec.folder / "checkpoints"), writer)]
     budget = BudgetGuard(spec.budget, workers=1, gangs=1)
     search = Search(spec, searcher=searcher, scheduler=scheduler, budget=budget, listeners=listeners)
     while (run := search.next_run()) is not None:

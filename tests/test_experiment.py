@@ -100,7 +100,7 @@ training:
   workers: 0
   gangs: some
   gpus_per_worker: 1.5
-storage: s3://bucket/results
+storage: ftp://host/results
 """)
     assert problems(path, "search.seed=x") == [
         f"{path}:1: name: got 'my photos': names a folder: letters, digits, '.', '_', '-', at most 100; "
@@ -118,8 +118,8 @@ storage: s3://bucket/results
         f"{path}:17: training.gpus_per_worker: got 1.5: must be 'auto', a share of a GPU from 0 to 1, "
         "or a whole number",
         f"{path}:16: training.gangs: got 'some': must be 'auto' or a whole number from 1",
-        f"{path}:18: storage: got 's3://bucket/results': only folders are supported as storage so far; "
-        "give a path",
+        f"{path}:18: storage: got 'ftp://host/results': takes a folder or a URL that begins with s3://, "
+        "gs://, gcs://, abfs://, abfss://",
         f"{path}:2: tranable: unknown key; did you mean 'trainable'?",
     ]
 

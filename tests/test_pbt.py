@@ -31,7 +31,7 @@ from tuning.search.strategies import open_strategy
 from tuning.simulation.scheduler_comparison import compare
 from tuning.simulation.simulator import simulate
 from tuning.simulation.trainable_curves import TrainableCurves
-from tuning.tables.checkpoints import CheckpointKeeper
+from tuning.tables.checkpoints import CheckpointFolders, CheckpointKeeper
 from tuning.tables.ledger import Ledger
 from tuning.tables.results import ResultsWriter, check_tables, load
 from tuning.tables.storage import write_description
@@ -517,7 +517,7 @@ def test_a_resumed_run_continues_the_tables_of_forks(family):
 def test_a_fork_has_its_parents_checkpoint_whatever_becomes_of_the_parent(tmp_path):
     experiment = pbt(tmp_path)
     writer = ResultsWriter(experiment)
-    keeper = CheckpointKeeper(experiment.folder, writer)
+    keeper = CheckpointKeeper(CheckpointFolders(experiment.folder / "checkpoints"), writer)
 
     def handle(events):
         for event in events:
@@ -549,7 +549,6 @@ def test_a_fork_has_its_parents_checkpoint_whatever_becomes_of_the_parent(tmp_pa
 
 
 def test_a_disk_without_hard_links_gets_copies(tmp_path, monkeypatch):
-    from tuning.tables.checkpoints import hand_on
 
     def unsupported(source, target):
         raise OSError("not here")
@@ -557,7 +556,7 @@ def test_a_disk_without_hard_links_gets_copies(tmp_path, monkeypatch):
     (tmp_path / "a" / "0002").mkdir(parents=True)
     (tmp_path / "a" / "0002" / "state").write_text("x")
     monkeypatch.setattr(os, "link", unsupported)
-    hand_on(tmp_path, "a", 2, "b")
+    CheckpointFolders(tmp_path).hand_on("a", 2, "b")
     assert (tmp_path / "b" / "0002" / "state").read_text() == "x"
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["0002"]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from test_results import Clock, ended, epoch, experiment, started
 
 from tuning.events import FINAL_STATES
-from tuning.tables.checkpoints import CheckpointKeeper
+from tuning.tables.checkpoints import CheckpointFolders, CheckpointKeeper
 from tuning.tables.comparison import WENT_WRONG
 from tuning.tables.quota import Checkpoint, superfluous
 from tuning.tables.results import ResultsWriter
@@ -36,7 +36,7 @@ class Run:
     def __init__(self, folder, **quota):
         self.folder, self.done, self.state = folder, {}, {}
         self.writer = ResultsWriter(experiment(folder), clock=Clock())
-        self.keeper = CheckpointKeeper(folder, self.writer, **quota)
+        self.keeper = CheckpointKeeper(CheckpointFolders(folder / "checkpoints"), self.writer, **quota)
 
     def tell(self, event):
         self.writer.handle(event)

@@ -35,9 +35,11 @@ from ray import train
 from ray.exceptions import RayActorError
 from ray.train.torch import get_device
 
-from trainables.order import Failure, Moved, Order, Report, checkpoint_folder, out_of_memory
+from trainables.checkpoint_files import checkpoint_at, upload_checkpoint
+from trainables.order import Failure, Moved, Order, Report, checkpoint_place, out_of_memory
 from trainables.patience import StorageFailed, patiently
 from trainables.places import missing_data
+from trainables.store import is_url
 from trainables.trial import Metrics, SettingsError, TrialContext, TrialDiverged, resolve_trainable
 
 POLL_S = 5.0  # how long one question to the owner may stay open
@@ -192,7 +194,9 @@ class Gang:
             with self._signs_of_life(lease):  # the first trial on a node may build its cache for long
                 trial.setup(order.config, context)
             if order.epoch:
-                patiently(lambda: trial.load(checkpoint_folder(order, order.epoch)))
+                patiently(
+                    functools.partial(read_checkpoint, trial.load, checkpoint_place(order, order.epoch))
+                )
             for epoch in range(order.epoch + 1, order.max_epochs + 1):
                 started = time.perf_counter()
                 # Per epoch and rank, so that going on from a checkpoint needs no random state in it.
@@ -201,8 +205,8 @@ class Gang:
                 metrics |= figures("evaluate", trial.evaluate(full=epoch in order.full_epochs))
                 if self.rank == 0:
                     # Before the report: whoever hears of an epoch may go on from its checkpoint.
-                    save, folder = weighing(trial.save, metrics), checkpoint_folder(order, epoch)
-                    patiently(functools.partial(write_checkpoint, save, folder))
+                    save, place = weighing(trial.save, metrics), checkpoint_place(order, epoch)
+                    patiently(functools.partial(write_checkpoint, save, place))
                 seconds = time.perf_counter() - started
                 metrics |= {
                     "seconds": seconds,
@@ -257,8 +261,12 @@ def weighing(save: Callable[[Path], None], metrics: Metrics) -> Callable[[Path],
     return save_and_weigh
 
 
-def write_checkpoint(save: Callable[[Path], None], folder: Path) -> None:
+def write_checkpoint(save: Callable[[Path], None], place: str) -> None:
     """Let `save` fill a folder aside, put it on disk, then give it its name: seen whole or not at all."""
+    if is_url(place):
+        upload_checkpoint(save, place)
+        return
+    folder = Path(place)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -270,6 +278,12 @@ def write_checkpoint(save: Callable[[Path], None], folder: Path) -> None:
     if folder.exists():  # an epoch that is repeated after a crash
         shutil.rmtree(folder)
     aside.rename(folder)
+
+
+def read_checkpoint(load: Callable[[Path], None], place: str) -> None:
+    """Let `load` read the checkpoint at `place`, a folder or a URL."""
+    with checkpoint_at(place) as folder:
+        load(folder)
 
 
 def figures(method: str, returned: Any) -> Metrics:

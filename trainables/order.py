@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
+from trainables.store import under
 from trainables.trial import Metrics
 
 
@@ -31,7 +31,7 @@ class Order:
     full_epochs: frozenset[int] = frozenset()
     """Epochs after which `evaluate(full=True)` is due: rungs and the last."""
     folder: str = ""
-    """Where the trial's checkpoints go, one folder per epoch."""
+    """Where the trial's checkpoints go, a folder or a URL; below it one for each epoch."""
     epoch: int = 0
     """Epochs done before; training goes on with the next."""
     attempt: int = 1
@@ -43,7 +43,7 @@ class Order:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """An epoch is done and its checkpoint stands in `checkpoint_folder(order, epoch)`."""
+    """An epoch is done and its checkpoint stands in `checkpoint_place(order, epoch)`."""
 
     epoch: int
     metrics: Metrics
@@ -82,6 +82,6 @@ class Moved:
     """Why the gang takes no trial any more; empty where it does."""
 
 
-def checkpoint_folder(order: Order, epoch: int) -> Path:
-    """Folder of the checkpoint after `epoch` epochs."""
-    return Path(order.folder) / f"{epoch:04d}"
+def checkpoint_place(order: Order, epoch: int) -> str:
+    """Folder, or URL, of the checkpoint after `epoch` epochs."""
+    return under(order.folder, f"{epoch:04d}")

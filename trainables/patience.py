@@ -50,10 +50,14 @@ def patiently(
     action: Callable[[], T],
     *,
     patience_s: float = PATIENCE_S,
+    away: Callable[[BaseException], bool] = is_away,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> T:
     """Do `action`, which can be repeated, again and again while the storage is away, less and less often.
+
+    Args:
+        away: whether an error says that the storage is away.
 
     Raises:
         StorageFailed: it is full, or still away after `patience_s`.
@@ -65,7 +69,7 @@ def patiently(
         except Exception as error:
             if is_full(error):
                 raise StorageFailed(f"storage is full: {error}", full=True) from error
-            if not is_away(error):
+            if not away(error):
                 raise
             if clock() + wait_s > begun + patience_s:
                 reason = f"storage was away for {clock() - begun:.0f} s: {error}"

@@ -25,6 +25,7 @@ from tuning.search.proposers import Replayed
 from tuning.search.searcher import Searcher
 from tuning.tables.comparison import WENT_WRONG
 from tuning.tables.configurations import configurations
+from tuning.tables.copies import origin_of
 from tuning.tables.results import Results
 
 Config = Mapping[str, Any]
@@ -56,6 +57,8 @@ def asked(found: Results, given: Config) -> Experiment:
     Raises:
         ExperimentError: a key or a method that cannot be.
     """
+    if origin_of(found.folder) is not None:
+        raise ExperimentError(["storage: variants need a folder so far, but these results are at a URL"])
     tree = found.experiment.to_dict()
     section = {**tree["compression"], "search": "children", **given}
     place = {"name": found.folder.name, "storage": str(found.folder.parent)}

@@ -17,6 +17,7 @@ from typing import Any
 
 from trainables.order import Order
 from trainables.patience import StorageFailed
+from trainables.store import under
 from tuning.accumulation import TrialSettings
 from tuning.events import Listener
 from tuning.experiment import Experiment
@@ -26,8 +27,9 @@ from tuning.search.budget import BudgetGuard
 from tuning.search.scheduler import Scheduler
 from tuning.search.search import Run, Search
 from tuning.search.searcher import Searcher
-from tuning.tables.checkpoints import CheckpointKeeper
+from tuning.tables.checkpoints import CheckpointFolders, CheckpointKeeper
 from tuning.tables.lineage import trial_seed
+from tuning.tables.mirror import Mirror
 from tuning.tables.results import ResultsWriter
 from tuning.tables.storage import write_end
 
@@ -53,6 +55,7 @@ def carry_out(
     *,
     resume: bool,
     say: Callable[[str], None] = lambda line: None,
+    mirror: Mirror | None = None,
     whole: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda config: config,
 ) -> str:
     """Run the search of `experiment` until it is finished; Ray is connected.
@@ -62,6 +65,7 @@ def carry_out(
         listeners: told of every event after the tables and the checkpoint keeper; closed at the end.
         resume: go on from the tables in the experiment's folder, where there are any.
         say: told, line by line, what a person should know.
+        mirror: of the experiment's folder, where `storage` is a URL; started here.
         whole: what a trial is run with, of its configuration; the experiment's `model` goes before it.
 
     Returns:
@@ -77,7 +81,7 @@ def carry_out(
         stack.enter_context(_storage_is_needed())  # left last
         writer = ResultsWriter(experiment)
         keeper = CheckpointKeeper(
-            folder,
+            mirror or CheckpointFolders(folder / "checkpoints"),
             writer,
             max_mb=experiment.checkpoints.max_mb,
             best=experiment.compression.parents if experiment.compression.search == "children" else 1,
@@ -99,6 +103,8 @@ def carry_out(
         stack.callback(search.interrupt)  # changes nothing after a run that went through
         if resume:
             search.replay(*history(experiment, writer.ledger))
+        if mirror is not None:
+            mirror.start()  # what an interrupted run left is gone before a gang writes
         with _scratch_folder(folder) as scratch:
             order_for = _order_maker(experiment, settings)
             _drive(experiment, search, budget, plan, keeper, scratch, order_for, say)
@@ -182,7 +188,7 @@ def _drive(
 
 def _order_maker(experiment: Experiment, settings: TrialSettings) -> Callable[[Run], Order]:
     """What turns a run of the search into an order for a gang."""
-    folder, max_epochs = experiment.folder.absolute(), experiment.scheduler.max_epochs
+    place, max_epochs = experiment.place, experiment.scheduler.max_epochs
 
     def order_for(run: Run) -> Order:
         return Order(
@@ -196,7 +202,7 @@ def _order_maker(experiment: Experiment, settings: TrialSettings) -> Callable[[R
             precision=experiment.training.precision,
             max_epochs=max_epochs,
             full_epochs=experiment.full_epochs(),
-            folder=str(folder / "checkpoints" / run.trial_id),
+            folder=under(place, "checkpoints", run.trial_id),
             epoch=run.epoch,
             attempt=run.attempt,
             slowest_epoch_s=run.slowest_epoch_s,

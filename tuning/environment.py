@@ -17,6 +17,8 @@ from typing import Any
 
 import psutil
 
+from trainables.store import without_secrets
+
 #: Packages whose version can change a result.
 PACKAGES = (
     "captune",
@@ -40,7 +42,7 @@ def describe_environment(*, command: Sequence[str], seed: int) -> dict[str, Any]
     """Everything worth knowing when a result is to be repeated, ready for JSON."""
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [_without_password(word) for word in command],
+        "command": [without_secrets(word) for word in command],
         "seed": seed,
         "versions": {"python": platform.python_version(), **_versions()},
         "git_commit": _git_commit(Path(__file__).resolve().parent),
@@ -87,8 +89,3 @@ def _processor() -> str:
     except OSError:
         match = None
     return match.group(1) if match else platform.processor()
-
-
-def _without_password(word: str) -> str:
-    """Storage may be a URL with credentials: s3://key:secret@bucket."""
-    return re.sub(r"(://)[^/@\s]+@", r"\1***@", word)

@@ -30,10 +30,12 @@ from pydantic_core import ErrorDetails
 
 import search_spaces
 from search_spaces.space import Space, SpaceError, nearest
+from trainables.store import is_url, local, refuse_url, under, without_secrets
 from trainables.trial import SettingsError, refuse_immutable, resolve_trainable
 from tuning.contradictions import Contradictions, refuse_contradictions
 from tuning.experiment_file import ExperimentError, Source, read_experiment_file
 from tuning.gangs.resources import DoesNotFit, GangPlan, NodeResources, plan_gangs
+from tuning.tables.copies import copy_folder
 
 __all__ = ["Constraint", "Experiment", "ExperimentError", "GangPlan", "Objective", "TooLarge"]
 
@@ -44,8 +46,6 @@ class TooLarge(ExperimentError):
 
 #: Workers that wait for work speak to their owner every 5 s (`trainables.gang.POLL_S`).
 SHORTEST_HANG_S = 10.0
-#: How a place that is no folder begins.
-_URL = r"[A-Za-z][A-Za-z0-9+.-]*://"
 
 
 class _Strict(BaseModel):
@@ -128,7 +128,7 @@ class Search(_Strict):
         for index, source in enumerate(sources):
             if not source.strip():
                 raise ValueError("names an experiment, a folder or a .parquet table, but one is empty")
-            if re.match(_URL, source):
+            if is_url(source):
                 raise ValueError(f"only folders and files are supported so far, but got {source!r}")
             if source in sources[:index]:
                 raise ValueError(f"{source!r} is there twice; keep one")
@@ -379,7 +379,8 @@ class Experiment(_Strict):
     compression: Compression = Compression()
     checkpoints: Checkpoints = Checkpoints()
     storage: str = "captune-results"
-    """Folder under which the experiment's own folder lies, relative to where the command runs."""
+    """Folder under which the experiment's own folder lies, relative to where the command runs; or URL of an
+    object store, as in `s3://bucket/results`."""
 
     _source: Source = PrivateAttr(default_factory=Source)
 
@@ -424,8 +425,15 @@ class Experiment(_Strict):
 
     @property
     def folder(self) -> Path:
-        """Where the results of this experiment are."""
+        """Where this machine has the results of this experiment; a copy where `storage` is a URL."""
+        if is_url(self.storage):
+            return copy_folder(self.storage, self.name, "working")
         return Path(self.storage) / self.name
+
+    @property
+    def place(self) -> str:
+        """Where everybody finds the results: the absolute folder, or the URL."""
+        return under(self.storage, self.name) if is_url(self.storage) else str(self.folder.absolute())
 
     @cached_property
     def space(self) -> Space:
@@ -500,7 +508,7 @@ class Experiment(_Strict):
             experiment = cls.model_validate(tree)
         except ValidationError as error:
             problems = dict.fromkeys(line for details in error.errors() for line in _explain(details, source))
-            raise ExperimentError(list(problems)) from error
+            raise ExperimentError(list(map(without_secrets, problems))) from error
         experiment._source = source
         return experiment
 
@@ -553,9 +561,9 @@ class Experiment(_Strict):
 
     @field_validator("storage")
     @classmethod
-    def _local(cls, storage: str) -> str:
-        if re.match(_URL, storage):
-            raise ValueError("only folders are supported as storage so far; give a path")
+    def _place(cls, storage: str) -> str:
+        if is_url(storage := local(storage)):
+            refuse_url(storage)
         return storage
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search_spaces.space import Domain, Int, Space
+from trainables.store import is_url
 from tuning.gangs.resources import needs_text, nodes_text
 from tuning.render import count, number
 
@@ -25,7 +26,8 @@ def plan_table(experiment: Experiment, plan: GangPlan, nodes: Sequence[NodeResou
     """What a run of `experiment` would be, on a cluster whose nodes have these resources."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
-    table.add_row("experiment", f"{experiment.name}, results in {experiment.folder}")
+    where = experiment.place if is_url(experiment.storage) else experiment.folder
+    table.add_row("experiment", f"{experiment.name}, results in {where}")
     table.add_row("trainable", experiment.trainable)
     for label, section in (("data", experiment.data), ("fixed", experiment.model)):
         if section:

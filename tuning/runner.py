@@ -18,6 +18,7 @@ from typing import Any
 
 import filelock
 
+from trainables.store import is_url
 from trainables.trial import resolve_trainable
 from tuning import children
 from tuning.choosing.shipping import CannotShip, ship
@@ -32,6 +33,8 @@ from tuning.resuming import refuse_changes
 from tuning.run_log import written_down
 from tuning.search.strategies import open_strategy
 from tuning.search.warm_start import earlier_trials
+from tuning.tables.copies import checkpoint_in
+from tuning.tables.mirror import ExperimentBusy, Mirror, mirrored
 from tuning.tables.results import Results, load
 from tuning.tables.storage import write_description
 from tuning.variants import Variants
@@ -51,10 +54,6 @@ SHOWN_LINES = 8  # of what a trainable has to say; all of it is in a file
 
 class ExperimentExists(ExperimentError):
     """The experiment's folder holds results already and resuming was not asked for."""
-
-
-class ExperimentBusy(ExperimentError):
-    """Another process is running this experiment."""
 
 
 class ExportFailed(RuntimeError):
@@ -88,6 +87,7 @@ def run(
         CannotGoOn: what the run needs is gone, as when no gang works any more; `resume` goes on from there.
         GivenUp: all of the first trials went wrong; they are in the tables, with the budget not spent.
         ExperimentBusy: another process is at it.
+        StorageAway: the URL that `storage` is was away at the end; resuming on this machine sends the rest.
         ExperimentError: the cluster cannot hold one gang, a node does not see the data or the storage, or the
             experiment to resume was another.
         NoRoom: nor could it after `training.wait_for_resources`.
@@ -95,7 +95,7 @@ def run(
         KeyboardInterrupt: after everything that was started is taken down; `resume` goes on from there.
     """
     folder = experiment.folder.absolute()
-    with _sole_user_of(folder, resume), ExitStack() as stack:
+    with _sole_user_of(experiment, resume, say) as mirror, ExitStack() as stack:
         refuse_changes(experiment, folder)
         log, say = stack.enter_context(written_down(experiment, folder, say))
         earlier, learnt_from = earlier_trials(experiment, experiment.storage)
@@ -109,7 +109,9 @@ def run(
         write_description(experiment, command=sys.argv)
         searcher, scheduler = open_strategy(experiment, path=folder / "study.journal", earlier=earlier)
         everyone = [*listeners, log, *_found_listeners(experiment, experiment.name)]
-        given_up = carry_out(experiment, searcher, scheduler, plan, everyone, resume=resume, say=say)
+        given_up = carry_out(
+            experiment, searcher, scheduler, plan, everyone, resume=resume, say=say, mirror=mirror
+        )
         if given_up:
             raise GivenUp(given_up)
         _export_best(experiment, load(folder))
@@ -133,7 +135,7 @@ def compress(
     """
     folder = experiment.folder.absolute()
     with ExitStack() as stack:
-        stack.enter_context(_sole_user_of(folder, resume=True))
+        stack.enter_context(_sole_user_of(experiment, True, say))
         _, say = stack.enter_context(written_down(experiment, folder, say))
         stack.enter_context(_connect()(experiment=experiment))
         stack.enter_context(_sigterm_as_ctrl_c())
@@ -181,8 +183,14 @@ def _compress(
 
 
 @contextlib.contextmanager
-def _sole_user_of(folder: Path, resume: bool) -> Iterator[None]:
-    """Hold the experiment's lock; refuse a folder in use, or one with results unless resuming."""
+def _sole_user_of(
+    experiment: Experiment, resume: bool, say: Callable[[str], None]
+) -> Iterator[Mirror | None]:
+    """Hold the experiment's lock; refuse a folder in use, or one with results unless resuming.
+
+    Where `storage` is a URL, the folder is brought up to date first, and what keeps the URL so is returned.
+    """
+    folder = experiment.folder.absolute()
     lock = lock_of(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -191,15 +199,16 @@ def _sole_user_of(folder: Path, resume: bool) -> Iterator[None]:
         raise ExperimentBusy([f"{folder}: another process is running this experiment"]) from None
     except OSError as error:
         raise ExperimentError([f"storage: cannot write into {folder}: {error.strerror or error}"]) from error
-    try:
+    with ExitStack() as stack:
+        stack.callback(lock.release)
+        mirror = None
+        if is_url(experiment.storage):
+            mirror = stack.enter_context(mirrored(folder, experiment.place, say))
         if (folder / "trials.parquet").exists() and not resume:
-            raise ExperimentExists(
-                [f"{folder} has results already: go on with --resume, or give the experiment another name"]
-            )
+            has = f"{experiment.place} has results already"
+            raise ExperimentExists([f"{has}: go on with --resume, or give the experiment another name"])
         with announced(folder):
-            yield
-    finally:
-        lock.release()
+            yield mirror
 
 
 @contextlib.contextmanager
@@ -262,8 +271,9 @@ def _export_best(experiment: Experiment, results: Results) -> None:
     except ValueError:
         return
     try:
-        ship(experiment.trainable, results.folder / best["checkpoint"], results.folder / "best")
-    except CannotShip as error:  # after hours of work: nothing of that may get lost
+        checkpoint = checkpoint_in(results.folder, best["checkpoint"])
+        ship(experiment.trainable, checkpoint, results.folder / "best")
+    except (CannotShip, OSError) as error:  # after hours of work: nothing of that may get lost
         raise ExportFailed(
             f"the run is done, but its best trial {best['trial_id']} could not be shipped: {error}"
         ) from error

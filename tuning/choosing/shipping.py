@@ -19,6 +19,7 @@ from trainables.trial import resolve_trainable
 from tuning.choosing import pareto
 from tuning.choosing.pareto import Limit
 from tuning.render import missing
+from tuning.tables.copies import checkpoint_in, checkpoints_in
 from tuning.tables.query import QueryError
 from tuning.tables.schema import figure_column
 
@@ -102,18 +103,22 @@ def checkpoint_of(found: Results, row: pd.Series) -> Path:
     Raises:
         CannotShip: it has none, or it is not there any more; tells what is at hand.
     """
-    if not missing(row["checkpoint"]) and (found.folder / row["checkpoint"]).is_dir():
-        return found.folder / row["checkpoint"]
+    if not missing(row["checkpoint"]):
+        checkpoint = checkpoint_in(found.folder, row["checkpoint"])
+        if checkpoint.is_dir():
+            return checkpoint
     if missing(row["checkpoint"]):
         reason = f"{label(row)} of {found.name!r} has no checkpoint (it is {row['state']})"
     else:
         reason = f"the checkpoint of {label(row)} is gone: {found.folder / row['checkpoint']}"
-    there = [
-        label(other)
+    others = [
+        other
         for table in (found.variants, found.ranked())
         for _, other in table.iterrows()
-        if not missing(other["checkpoint"]) and (found.folder / other["checkpoint"]).is_dir()
+        if not missing(other["checkpoint"])
     ]
+    at_hand = checkpoints_in(found.folder, [other["checkpoint"] for other in others])
+    there = [label(other) for other, is_there in zip(others, at_hand, strict=True) if is_there]
     more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
     raise CannotShip(f"{reason}; at hand: {', '.join(there[:SHOWN]) or 'none of the others'}{more}")
 

@@ -192,6 +192,8 @@ def export(
         else:
             limits = limits_of(found, at_most)
             row = best_within(found, limits)
+        if to is None and found.place != str(found.folder):
+            raise click.UsageError(f"the results are at {found.place}: say where to with --to DIR")
         folder = to or found.folder / "exported" / name_of(row)
         ship(found.experiment.trainable, checkpoint_of(found, row), folder)
         line = convert(found.experiment.trainable, folder, found.experiment.data)

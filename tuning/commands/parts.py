@@ -32,14 +32,16 @@ set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Put a value over the file's; repeatable."
 )
 own_storage_option = click.option(
-    "--storage", metavar="DIR", help="Keep the results in this folder; over the file's `storage`."
+    "--storage",
+    metavar="DIR",
+    help="Keep the results in this folder, or at this URL; over the file's `storage`.",
 )
 storage_option = click.option(
     "--storage",
     default="captune-results",
     show_default=True,
     metavar="DIR",
-    help="Folder in which NAME is looked for; NAME may also be an experiment's folder itself.",
+    help="Folder or URL in which NAME is looked for; NAME may also be an experiment's own folder or URL.",
 )
 format_option = click.option(
     "--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True

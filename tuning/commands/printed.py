@@ -57,7 +57,9 @@ def print_best(found: Results) -> None:
     """
     from rich.console import Console
 
+    from trainables.store import under
     from tuning.render import frame_table
+    from tuning.tables.copies import BEST_IS_WHOLE
     from tuning.tables.fidelity import in_full
     from tuning.tables.summaries import best_table
 
@@ -66,8 +68,8 @@ def print_best(found: Results) -> None:
     except ValueError as error:
         raise WorkFailed(str(error)) from error
     Console(soft_wrap=True).print(best_table(found, row))
-    folder = found.folder / "best"
-    click.echo(f"model  {folder if folder.is_dir() else found.folder / str(row['checkpoint'])}")
+    exported = any((found.folder / name).exists() for name in ("best", BEST_IS_WHOLE))
+    click.echo(f"model  {under(found.place, 'best' if exported else str(row['checkpoint']))}")
     if len(schedule := found.schedule(row["trial_id"])) > 1:
         click.echo("\nits weights were trained under")
         Console(width=WIDE).print(frame_table(schedule.drop(columns="seed")), soft_wrap=True)

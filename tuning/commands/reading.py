@@ -161,17 +161,20 @@ def caption(name: str, images: tuple[str, ...], storage: str) -> None:
       captune caption photos holiday.jpg
       captune caption photos *.jpg --storage /data/results
     """
+    from trainables.store import under
     from trainables.trial import resolve_trainable
+    from tuning.tables.copies import best_in
     from tuning.tables.results import load
 
     found = load(name, storage)
     trainable: Any = resolve_trainable(found.experiment.trainable)
     if not hasattr(trainable, "caption"):
         raise UserMistake(f"{found.name!r} tunes {found.experiment.trainable!r}, which writes no captions")
-    folder = found.folder / "best"
-    if not folder.is_dir():
+    folder = best_in(found.folder)
+    if folder is None:
         raise WorkFailed(
-            f"{folder} does not exist: the run of {found.name!r} has not finished with a best trial"
+            f"{under(found.place, 'best')} does not exist: the run of {found.name!r} has not finished with a "
+            "best trial"
         )
     try:
         captions = trainable.caption(folder=folder, images=[Path(image) for image in images])

@@ -43,14 +43,19 @@ def run(file: str, resume: bool, overrides: tuple[str, ...], storage: str | None
       captune run photos.yaml --storage /data/results
       captune run photos.yaml --storage /data/results --resume
     """
+    from trainables.store import Store, is_url
     from tuning.experiment import Experiment
     from tuning.progress import Progress
     from tuning.runner import run as run_experiment
+    from tuning.tables.mirror import bring_here
 
     experiment = Experiment.load(file, _with_storage(overrides, storage))
     words = ["captune", "run", file, "--resume"]
     words += [word for override in overrides for word in ("--set", override)]
     words += ["--storage", storage] if storage else []
+    if is_url(experiment.storage):
+        with contextlib.suppress(OSError):  # the run itself will tell
+            bring_here(experiment.folder, Store(experiment.place))
     progress = Progress(experiment)
     with _carrying_out(experiment, [progress], again=words, remedy="--resume") as follow:
         results = run_experiment(

@@ -14,8 +14,9 @@ import contextlib
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Protocol
 
 from tuning.events import FINAL_STATES, EpochReported, Event, TrialEnded, TrialStarted
 from tuning.tables.comparison import WENT_WRONG
@@ -24,20 +25,32 @@ from tuning.tables.quota import Checkpoint, superfluous
 from tuning.tables.results import ResultsWriter
 
 
+class Checkpoints(Protocol):
+    """Where the checkpoints of an experiment lie, by trial and name (the epoch, four digits)."""
+
+    def clear(self, trial_id: str, keep: Collection[str], reported: Collection[str], over: bool) -> None:
+        """Delete those that are `reported` but not to `keep`; if the trial is `over`, all but these."""
+
+    def hand_on(self, parent: str, epoch: int, fork: str) -> None:
+        """Give `fork` the checkpoint of `parent` after `epoch`; nothing if it has it, or there is none."""
+
+
 class CheckpointKeeper:
     """Listener that deletes the checkpoints nobody will need, and hands them on to forks.
 
     A fork's start is told before its parent goes on, so that the checkpoint is still there.
 
     Args:
-        folder: the experiment's folder.
+        checkpoints: where they lie.
         writer: writes the tables; hears of an event, and is closed, before the keeper is.
         max_mb: what all of them may take, 10^6 bytes; 0.0: only what is needed is kept.
         best: so many of the best trials keep theirs whatever the quota; several objectives: the front, too.
     """
 
-    def __init__(self, folder: Path, writer: ResultsWriter, *, max_mb: float = math.inf, best: int = 1):
-        self._folder = folder
+    def __init__(
+        self, checkpoints: Checkpoints, writer: ResultsWriter, *, max_mb: float = math.inf, best: int = 1
+    ):
+        self._place = checkpoints
         self._writer = writer
         self._max_mb, self._best = max_mb, best
         self._dropped: set[str] = set()  # for the quota
@@ -52,7 +65,7 @@ class CheckpointKeeper:
         elif not isinstance(event, TrialStarted):
             return
         elif event.parent is not None and not self._writer.ledger.epochs[event.trial_id]:
-            hand_on(self._folder / "checkpoints", event.parent, event.parent_epoch, event.trial_id)
+            self._place.hand_on(event.parent, event.parent_epoch, event.trial_id)
         self.tick()
 
     def tick(self) -> None:
@@ -106,16 +119,12 @@ class CheckpointKeeper:
 
         That would be what a gang is writing just now, or has written and will report.
         """
-        epochs, folder = self._writer.ledger.epochs[trial_id], self._folder / "checkpoints" / trial_id
-        if not epochs or not folder.is_dir():
+        epochs = self._writer.ledger.epochs[trial_id]
+        if not epochs:
             return
-        kept = self._kept(trial_id)
-        reported = {row["checkpoint"] for row in epochs.values()}
-        reported.add(f"checkpoints/{trial_id}/{starts_after(self._writer.ledger.trials[trial_id]):04d}")
-        for path in folder.iterdir():
-            name = f"checkpoints/{trial_id}/{path.name}"
-            if name not in kept and (everything or name in reported):
-                shutil.rmtree(path, ignore_errors=True)
+        reported = {_name(row["checkpoint"]) for row in epochs.values()}
+        reported.add(f"{starts_after(self._writer.ledger.trials[trial_id]):04d}")
+        self._place.clear(trial_id, {_name(each) for each in self._kept(trial_id)}, reported, over=everything)
 
     def _kept(self, trial_id: str) -> set[str]:
         ledger = self._writer.ledger
@@ -127,25 +136,39 @@ class CheckpointKeeper:
         return {name for name in kept if name is not None} - self._dropped
 
 
-def hand_on(checkpoints: Path, parent: str, epoch: int, fork: str) -> None:
-    """Give `fork` the checkpoint of `parent` after `epoch`, in a folder of its own; nothing if it has it.
+class CheckpointFolders:
+    """Checkpoints on a disk that all nodes see: `FOLDER/TRIAL/NAME/`; see `Checkpoints`."""
 
-    The files are hard links, which take no room; copies where the file system has none. Where the parent's
-    checkpoint is gone, nothing is done: the gang will say which folder is missing, and the fork fails.
+    def __init__(self, folder: Path):
+        self._folder = folder
 
-    Args:
-        checkpoints: folder of all trials' checkpoints.
-    """
-    source = checkpoints / parent / f"{epoch:04d}"
-    target = checkpoints / fork / source.name
-    if target.exists() or not source.is_dir():
-        return
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        shutil.copytree(source, aside, copy_function=os.link)
-    except (shutil.Error, OSError):
+    def clear(self, trial_id: str, keep: Collection[str], reported: Collection[str], over: bool) -> None:
+        """At once."""
+        folder = self._folder / trial_id
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name not in keep and (over or path.name in reported):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def hand_on(self, parent: str, epoch: int, fork: str) -> None:
+        """The files are hard links, which take no room; copies where the file system has none.
+
+        Where the parent's checkpoint is gone, the gang will say which folder is missing, and the fork fails.
+        """
+        source = self._folder / parent / f"{epoch:04d}"
+        target = self._folder / fork / source.name
+        if target.exists() or not source.is_dir():
+            return
+        aside = target.with_name(f".{target.name}.{os.getpid()}")
         shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(source, aside)
-    with contextlib.suppress(FileExistsError):
-        aside.rename(target)
+        try:
+            shutil.copytree(source, aside, copy_function=os.link)
+        except (shutil.Error, OSError):
+            shutil.rmtree(aside, ignore_errors=True)
+            shutil.copytree(source, aside)
+        with contextlib.suppress(FileExistsError):
+            aside.rename(target)
+
+
+def _name(checkpoint: str) -> str:
+    """Of `checkpoints/00003/0009`, the last part."""
+    return checkpoint.rpartition("/")[2]

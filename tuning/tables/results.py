@@ -24,6 +24,7 @@ from tuning.choosing.pareto import Figures
 from tuning.events import FINAL_STATES, Event, TrialState
 from tuning.search import ranking
 from tuning.tables.comparison import WENT_WRONG
+from tuning.tables.copies import origin_of
 from tuning.tables.fidelity import agreement
 from tuning.tables.ledger import Ledger
 from tuning.tables.lineage import schedule, starts_after
@@ -117,7 +118,7 @@ class Results:
     """The tables of one experiment as they were when read."""
 
     folder: Path
-    """The experiment's folder."""
+    """The experiment's folder; where `storage` is a URL, a copy of it without models."""
     trials: pd.DataFrame
     """One row per trial, in the order in which they started."""
     epochs: pd.DataFrame
@@ -127,6 +128,11 @@ class Results:
     def name(self) -> str:
         """The experiment's name."""
         return self.folder.name
+
+    @property
+    def place(self) -> str:
+        """Where the results are: the folder, or the URL that it is a copy of."""
+        return origin_of(self.folder) or str(self.folder)
 
     @cached_property
     def experiment(self) -> Experiment:
@@ -327,11 +333,12 @@ class Results:
 
 
 def load(name_or_folder: str | Path, storage: str | Path = "captune-results") -> Results:
-    """The tables of an experiment, by its name in `storage` or by its folder.
+    """The tables of an experiment, by its name in `storage` or by its folder; each may be a URL, too.
 
     Raises:
         UnknownExperiment: there is none; names the nearest.
         UnreadableResults: a table is damaged or not one.
+        OSError: the URL cannot be reached, or refuses.
     """
     folder = find_folder(name_or_folder, storage)
     tables = [folder / f"{name}.parquet" for name in ("trials", "epochs")]

@@ -16,7 +16,10 @@ import pyarrow
 import yaml
 
 from search_spaces.space import nearest
+from trainables.store import Store, is_url, local, refuse_url, without_secrets
 from tuning.environment import describe_environment
+from tuning.experiment_file import ExperimentError
+from tuning.tables.copies import fetch_for_reading, split_url
 
 if TYPE_CHECKING:
     from tuning.experiment import Experiment
@@ -33,19 +36,44 @@ class UnreadableResults(ValueError):
 def find_folder(name_or_folder: str | Path, storage: str | Path = "captune-results") -> Path:
     """Folder of an experiment: the one of that name in `storage`, else `name_or_folder` as a path.
 
+    Of one at a URL, a fresh copy is made.
+
     Raises:
         UnknownExperiment: neither is an experiment.
+        OSError: the URL cannot be reached, or refuses.
     """
-    for folder in (Path(storage) / name_or_folder, Path(name_or_folder)):
-        if (folder / "experiment.yaml").is_file():
+    name, place = local(str(name_or_folder)), local(str(storage))
+    if is_url(name):
+        place, name = split_url(_usable(name))
+    found = [fetch_for_reading(_usable(place), name) if is_url(place) else Path(place) / name]
+    if not is_url(str(name_or_folder)):
+        found.append(Path(name))
+    for folder in found:
+        if folder is not None and (folder / "experiment.yaml").is_file():
             return folder
-    hint = nearest(str(name_or_folder), list_experiments(storage))
-    raise UnknownExperiment(f"no experiment {str(name_or_folder)!r} in storage {str(storage)!r}{hint}")
+    hint = nearest(name, list_experiments(place))
+    raise UnknownExperiment(f"no experiment {name!r} in storage {place!r}{hint}")
 
 
 def list_experiments(storage: str | Path = "captune-results") -> list[str]:
     """Names of the experiments in `storage`."""
-    return sorted(found.parent.name for found in Path(storage).glob("*/experiment.yaml"))
+    if is_url(place := local(str(storage))):
+        store = Store(_usable(place))
+        return [name for name in store.folders() if store.has(f"{name}/experiment.yaml")]
+    return sorted(found.parent.name for found in Path(place).glob("*/experiment.yaml"))
+
+
+def _usable(url: str) -> str:
+    """The URL itself.
+
+    Raises:
+        ExperimentError: it cannot hold results, or holds a secret.
+    """
+    try:
+        refuse_url(url)
+    except ValueError as error:
+        raise ExperimentError([f"storage: got {without_secrets(url)!r}: {error}"]) from error
+    return url
 
 
 def read_table(path: Path) -> pd.DataFrame:

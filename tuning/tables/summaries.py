@@ -17,6 +17,7 @@ from tuning.events import FINAL_STATES
 from tuning.render import STATE_STYLE, cell_text, count, missing, number
 from tuning.search.budget import BudgetGuard
 from tuning.tables.comparison import WENT_WRONG
+from tuning.tables.mirror import is_driven
 from tuning.tables.results import Results, load
 from tuning.tables.schema import figure_column
 from tuning.tables.storage import without_gain_at_end
@@ -101,7 +102,7 @@ def _experiment_cells(found: Results) -> list[str | Text]:
 
 def experiment_state(found: Results) -> str:
     """running (a process holds its lock), finished, or unfinished (`--resume` goes on with it)."""
-    if is_running(found.folder):
+    if is_running(found.folder) or is_driven(found.folder):
         return "running"
     return "finished" if _used_up(found) and not _uncompressed(found) else "unfinished"
 
