@@ -50,9 +50,9 @@ def done(folder, name):
 
 
 def on(folder, name, node):
-    """Epochs of an experiment that ran on a node so far."""
+    """Trials of an experiment whose last epoch ran on a node."""
     try:
-        return int((load(name, folder).epochs["node"] == node).sum())
+        return int((load(name, folder).trials["node"] == node).sum())
     except (LookupError, UnreadableResults):
         return 0
 
