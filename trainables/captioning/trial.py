@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from trainables.captioning import check, checkpoint, children, collective, shipped
-from trainables.captioning.compress import stored_bytes
 from trainables.captioning.compress.arithmetic import fast
 from trainables.captioning.compress.artefact import size_bytes
 from trainables.captioning.compress.hold import hold
@@ -122,7 +121,7 @@ class Captioning:
             self.features = _open_features(data_settings, self.settings.encoder, context.cpus, self.device)
         self._seed(0)
         captioner = self._whole()
-        self.whole_bytes = stored_bytes(captioner)
+        self.whole_bytes = size_bytes(captioner)
         self.shrinking = Shrinking(self.settings.compression, captioner, max_epochs=context.max_epochs)
         self.trainer = Trainer(
             captioner.to(self.device),
@@ -279,10 +278,8 @@ class Captioning:
     def _cost(self, shipped: Captioner) -> Metrics:
         size: Metrics = {}
         if self.context.rank == 0:
-            size = {
-                "size_mb": size_bytes(shipped) / 1e6,
-                "compression_ratio": 1 - stored_bytes(shipped) / self.whole_bytes,
-            }
+            in_file = size_bytes(shipped)
+            size = {"size_mb": in_file / 1e6, "compression_ratio": 1 - in_file / self.whole_bytes}
         size = collective.agree(size, _SIZE, self.device)
         if not self.measured:
             cost: Metrics = {}

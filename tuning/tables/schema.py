@@ -131,7 +131,7 @@ VARIANT_HEAD = (
     Column("reason", STRING, "one line on why the variant is in this state"),
     Column("methods", STRING, "how it was compressed, `none` for the parent as it is"),
     Column("ratio_asked", FLOAT, "share of the bytes to remove; NA where the method has no choice"),
-    Column("ratio", FLOAT, "share of the bytes that was removed"),
+    Column("ratio", FLOAT, "share of the bytes of the parent's weights file that was removed"),
     Column("fine_tune_epochs", INT, "epochs of fine-tuning that its figures and its checkpoint have"),
 )
 

@@ -111,7 +111,12 @@ def _no_choice(methods: Sequence[str], removed: float) -> str:
 
 
 def stored_bytes(captioner: Captioner) -> int:
-    """Bytes of all weights and statistics as they lie in the file, the file's header aside."""
+    """Bytes of all weights and statistics as they lie in the file, the file's header aside.
+
+    The header tells names, shapes and encodings: 4 to 50 kB, whatever the widths. So the file of a captioner
+    of 0.3 MB loses 1 to 3 points less than its weights do, of one of 7 MB 0.1. `artefact.size_bytes` counts
+    it, but must have the weights, which a search for the strength has not.
+    """
     return sum(
         encoded_bytes(tuple(tensor.shape), captioner.encodings[name])
         if name in captioner.encodings

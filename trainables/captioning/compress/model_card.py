@@ -253,7 +253,7 @@ _COST = {
     "latency_ratio_high": "upper end",
     "latency_noisy": "1: other work disturbed the milliseconds",
     "captions_per_s": "images per second of one core, 32 at a time",
-    "compression_ratio": "share of the uncompressed model's bytes that was removed",
+    "compression_ratio": "share of the bytes of the uncompressed weights file that was removed",
 }
 
 
