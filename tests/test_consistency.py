@@ -90,6 +90,13 @@ def test_another_state_or_configuration_than_the_studys_is_seen(folder):
     assert rate.startswith("trial 00000 has learning_rate 0.5, the study says 0.0")
 
 
+def test_an_interrupted_run_leaves_paused_trials_open_in_the_study_and_no_others(folder):
+    journal = folder / "study.journal"
+    closing = [line for line in journal.read_text().splitlines(True) if '{"state":' not in line]
+    journal.write_text("".join(closing))
+    assert check_folder(folder) == ["trial 00000 is completed, the study says open"]
+
+
 def test_what_was_written_aside_and_left_is_seen(folder):
     (folder / "checkpoints" / "00002" / ".0002.4711").mkdir()
     assert check_folder(folder) == ["checkpoints/00002/.0002.4711 was left behind"]

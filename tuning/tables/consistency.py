@@ -56,7 +56,10 @@ def _unfit_checkpoints(found: Results) -> list[str]:
 
 
 def _disagreements_with_study(found: Results) -> list[str]:
-    """Trials that the journal and the table do not have alike."""
+    """Trials that the journal and the table do not have alike.
+
+    Those that are paused stay open in the journal until a run comes to its end: an interrupted one did not.
+    """
     path = found.folder / "study.journal"
     storage = JournalStorage(JournalFileBackend(str(path)))
     study = optuna.load_study(study_name=found.experiment.name, storage=storage)
@@ -66,8 +69,8 @@ def _disagreements_with_study(found: Results) -> list[str]:
     problems += [f"trial {name} is not in the study" for name in sorted(set(rows) - set(known))]
     for name in sorted(set(known) & set(rows)):
         trial, row = known[name], rows[name]
-        said = trial.user_attrs.get("state", "running")
-        if said != row["state"]:
+        said = trial.user_attrs.get("state", "open")
+        if said != row["state"] and (said, row["state"]) != ("open", "paused"):
             problems.append(f"trial {name} is {row['state']}, the study says {said}")
         problems += [
             f"trial {name} has {key} {row.get(f'config/{key}')!r}, the study says {value!r}"
