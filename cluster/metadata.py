@@ -7,13 +7,15 @@ import os
 import shlex
 from typing import TYPE_CHECKING
 
+from trainables.store import is_url
+
 if TYPE_CHECKING:
     from tuning.experiment import Experiment
 
 
 def job_metadata(experiment: Experiment) -> dict[str, str]:
     """Texts by name: `experiment`, `owner`, `objectives`, `storage`, and `results`, a command."""
-    storage = experiment.storage if "://" in experiment.storage else os.path.abspath(experiment.storage)
+    storage = experiment.storage if is_url(experiment.storage) else os.path.abspath(experiment.storage)
     return {
         "experiment": experiment.name,
         "owner": _owner(),

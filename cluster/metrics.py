@@ -80,6 +80,13 @@ METRICS = (
         "gang), `gang_closed`, and trials that ended `diverged`, `failed` or `out_of_memory`",
         grows=True,
     ),
-    Metric(name="captune_checkpoint_bytes", meaning="size of the checkpoints on storage"),
-    Metric(name="captune_storage_free_bytes", meaning="what is free on the file system that they are on"),
+    Metric(
+        name="captune_checkpoint_bytes",
+        meaning="size of the checkpoints, where `storage` is a folder; looked at every 30 s",
+    ),
+    Metric(name="captune_checkpoint_quota_bytes", meaning="`checkpoints.max_gb`, where it is given"),
+    Metric(
+        name="captune_storage_free_bytes",
+        meaning="what is free on the file system, where `storage` is a folder",
+    ),
 )

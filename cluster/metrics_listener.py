@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, get_args
 
 from cluster.metrics import METRICS
+from trainables.store import is_url
 from tuning.events import EpochReported, Event, TrialEnded, TrialStarted, TrialState
 from tuning.search.search import LOST
 from tuning.tables.comparison import WENT_WRONG
@@ -80,7 +81,8 @@ class MetricsListener:
                 row["state"] = "paused"
         self._attempts = {trial: row["restarts"] + 1 for trial, row in self._ledger.trials.items()}
         self._waiting_since: dict[str, datetime] = {}  # by trial
-        self._storage = Storage(experiment.folder)
+        # Of an object store nobody knows what is in it without listing all.
+        self._storage = None if is_url(experiment.storage) else Storage(experiment.folder)
         self._last_refresh = self._last_weighing = -float("inf")
         # By metric, and by the value of its tag beside `experiment`, where it has one.
         self._values: dict[tuple[str, str], float] = {
@@ -92,6 +94,8 @@ class MetricsListener:
                 for kind in ("restart", "lost", "gang_closed", *sorted(WENT_WRONG))
             },
         }
+        if (quota_gb := experiment.checkpoints.max_gb) is not None:
+            self._values["captune_checkpoint_quota_bytes", ""] = quota_gb * 1e9
 
     def handle(self, event: Event) -> None:
         """Count the event."""
@@ -109,7 +113,7 @@ class MetricsListener:
     def tick(self) -> None:
         """Set all gauges, if it is time."""
         now = self._clock()
-        if now - self._last_weighing >= WEIGH_S:
+        if self._storage is not None and now - self._last_weighing >= WEIGH_S:
             self._last_weighing = now
             self._storage.weigh()
         if now - self._last_refresh >= REFRESH_S:
@@ -118,7 +122,8 @@ class MetricsListener:
 
     def close(self) -> None:
         """Set all gauges a last time."""
-        self._storage.close()
+        if self._storage is not None:
+            self._storage.close()
         self._refresh()
 
     def _epoch(self, event: EpochReported) -> None:
@@ -155,7 +160,7 @@ class MetricsListener:
         if (best := self._ledger.best()) is not None:
             for metric in self._objectives:
                 self._values["captune_best_objective", metric] = best[figure_column(metric)]
-        if (size := self._storage.size) is not None:
+        if self._storage is not None and (size := self._storage.size) is not None:
             self._values["captune_checkpoint_bytes", ""] = size.checkpoints
             self._values["captune_storage_free_bytes", ""] = size.free
         for (name, value_of_tag), value in self._values.items():

@@ -175,6 +175,21 @@ def test_checkpoints_are_weighed(tmp_path):
     assert folder_bytes(Path(tmp_path, "nowhere")) == 0
 
 
+def test_a_quota_is_told_where_there_is_one(tmp_path):
+    assert Watched(describe(tmp_path))["captune_checkpoint_quota_bytes"] == {}
+    watched = Watched(describe(tmp_path, checkpoints={"max_gb": 2.5}))
+    assert watched["captune_checkpoint_quota_bytes"] == 2.5e9
+
+
+def test_an_object_store_is_not_weighed(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAPTUNE_CACHE", str(tmp_path))
+    watched = Watched(describe(tmp_path, storage="s3://bucket/results"))
+    watched.start("00000")
+    watched.listener.close()
+    assert watched["captune_checkpoint_bytes"] == watched["captune_storage_free_bytes"] == {}
+    assert watched["captune_trials"]["running"] == 1
+
+
 def test_two_objectives_are_both_told(tmp_path):
     objectives = [{"metric": "score", "mode": "max"}, {"metric": "val_loss", "mode": "min"}]
     watched = Watched(describe(tmp_path, objectives=objectives))
