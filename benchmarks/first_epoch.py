@@ -54,8 +54,9 @@ def main(turns: int = TURNS) -> None:
             ):
                 label = f"{words[0]}-{turn}"
                 taken[column].append(seconds(label, Path(name), words, environment))
+                print(f"{column:<22}{taken[column][-1]:22.1f}", flush=True)
     print(f"{'':<22}{'s to the first epoch':>22}")
     for column, times in taken.items():
-        print(f"{column:<22}{median(times):22.1f}")
+        print(f"{column:<22}{median(times):15.1f} median")
     warm, cold = map(median, taken.values())
     print(f"first_epoch ratio={cold / warm:.2f}")

@@ -56,6 +56,7 @@ def _once(driver: Driver, kind: str) -> float:
         results = driver.results()
         reported = [] if results is None else [at.timestamp() for at in results.epochs["at"]]
         if later := [at for at in reported if at > killed]:
+            print(f"{kind:<12}{min(later) - killed:9.1f} s", flush=True)
             return min(later) - killed
         time.sleep(0.5)
     raise AssertionError(f"no epoch {PATIENCE_S} s after the kill of: {kind}")

@@ -71,6 +71,18 @@ def test_a_resumed_run_sweeps_what_the_killed_one_left(run, tmp_path):
     assert on_disk(tmp_path) == ["2"]
 
 
+def test_what_a_killed_worker_left_of_a_paused_trial_goes_at_the_end(run, tmp_path):
+    run.handle(started("a"))
+    run.report(1, 0.1)
+    (tmp_path / "checkpoints" / "a" / ".2.4711").mkdir()
+    run.report(2, 0.3)
+    run.handle(ended("a", state="paused"))
+    assert on_disk(tmp_path) == [".2.4711", "2"], "a gang may be writing it"
+    run.writer.close()
+    run.keeper.close()
+    assert on_disk(tmp_path) == ["2"]
+
+
 def test_what_a_gang_is_writing_is_left_alone(run, tmp_path):
     """Sweeping waits for the tables; meanwhile the next epoch may have been trained."""
     run.handle(started("a"))

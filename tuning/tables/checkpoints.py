@@ -84,8 +84,14 @@ class CheckpointKeeper:
         return self._keep_to(0.0)
 
     def close(self) -> None:
-        """Delete the last of it."""
+        """Delete the last of it; no gang runs any more.
+
+        Of paused trials also what a killed worker left half written: the others lost that when they ended.
+        """
         self.tick()
+        for trial_id, trial in self._writer.ledger.trials.items():
+            if self._writer.saved and trial["state"] not in FINAL_STATES:
+                self._sweep(trial_id, everything=True)
 
     def _keep_to(self, max_mb: float) -> bool:
         if max_mb == math.inf:
