@@ -50,9 +50,10 @@ def busy_fraction(epochs: pd.DataFrame) -> float:
 
 def main(gangs: tuple[int, ...] = GANGS, trials_per_gang: int = TRIALS_PER_GANG) -> None:
     """Print the table, and the fraction of the most gangs over that of the fewest."""
-    with tempfile.TemporaryDirectory() as storage, connect("local", cpus=max(gangs)):
-        busy = {count: busy_fraction(search(count, trials_per_gang, storage).epochs) for count in gangs}
+    busy = {}
     print(f"{'gangs':>5}{'busy':>8}{'ideal':>8}")
-    for count, fraction in busy.items():
-        print(f"{count:5}{fraction:8.3f}{1:8.3f}")
+    with tempfile.TemporaryDirectory() as storage, connect("local", cpus=max(gangs)):
+        for count in gangs:
+            busy[count] = busy_fraction(search(count, trials_per_gang, storage).epochs)
+            print(f"{count:5}{busy[count]:8.3f}{1:8.3f}", flush=True)
     print(f"busy_gangs ratio={busy[max(gangs)] / busy[min(gangs)]:.3f}")
