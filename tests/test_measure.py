@@ -11,7 +11,7 @@ from trainables.captioning.compress.hold import released
 from trainables.captioning.compress.latency import Timing
 from trainables.captioning.compress.measure import (
     COST,
-    _caption,
+    caption_greedily,
     count_macs,
     count_memory,
     count_parameters,
@@ -46,7 +46,7 @@ def test_macs_are_those_one_counts_by_hand():
 def test_macs_are_those_of_a_whole_generation(kind, method):
     captioner = compress(make(kind), [] if method == "none" else [method], 0.5)
     with FlopCounterMode(display=False) as counter:
-        _caption(captioner, torch.zeros(1, 16, 16, 3, dtype=torch.uint8), 9)
+        caption_greedily(captioner, torch.zeros(1, 16, 16, 3, dtype=torch.uint8), 9)
     expected = counter.get_total_flops() // 2
     if kind == "transformer":  # the counter overlooks the CPU's fused attention: keys so far, and 64 cells
         expected += 2 * sum(2 * 48 * (t + 64) for t in range(1, 10))
@@ -81,7 +81,7 @@ def allocated(captioner, inputs):
     """Bytes of the weights and the most that torch's allocator had given out beside them, by its own log."""
     weights = {t.data_ptr(): t.nbytes for t in [*captioner.parameters(), *captioner.buffers()]}
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as run:
-        _caption(captioner, inputs, 9)
+        caption_greedily(captioner, inputs, 9)
     events = [e for e in run.profiler.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
     return sum(weights.values()) + max(accumulate(event.nbytes() for event in events))
@@ -93,7 +93,7 @@ def test_memory_is_what_the_allocator_gave(kind, method):
     captioner = compress(make(kind), [] if method == "none" else [method], 0.5)
     features = torch.zeros(5, 64, 8)
     with PeakMemory([*captioner.parameters(), *captioner.buffers()]) as memory:
-        _caption(captioner, features, 9)
+        caption_greedily(captioner, features, 9)
     assert memory.bytes - features.nbytes == allocated(captioner, features)
     # Convolutions have some more of their own for as long as they run, how much depends on the processor.
     images = torch.zeros(1, 16, 16, 3, dtype=torch.uint8)
@@ -105,7 +105,7 @@ def test_memory_is_what_the_allocator_gave(kind, method):
 @pytest.mark.parametrize("method", ["none", "low_rank", "int8"])
 def test_memory_does_not_depend_on_what_ran_before(kind, method):
     fresh, used = (compress(make(kind), [] if method == "none" else [method], 0.5) for _ in range(2))
-    _caption(used, torch.zeros(4, 16, 16, 3, dtype=torch.uint8), 9)
+    caption_greedily(used, torch.zeros(4, 16, 16, 3, dtype=torch.uint8), 9)
     sizes = {"image_size": 16, "max_tokens": 9}
     assert count_memory(fresh, **sizes) == count_memory(used, **sizes) == count_memory(used, **sizes)
 
