@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_results import Clock, ended, epoch, experiment, started
@@ -67,7 +68,8 @@ EVENTS = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.timeout(60)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(EVENTS, max_size=30), st.sampled_from([0.0, 20.0, 40.0, float("inf")]))
 def test_any_run_keeps_what_it_may_go_on_from_and_the_best(events, max_mb):
     with TemporaryDirectory() as folder:
