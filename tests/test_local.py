@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from recorded import describe, record
 
 from tuning.cli import main
-from tuning.driver import NotOurs, announced, find_driver, is_running, lock_of
+from tuning.driver import DRIVER, NotOurs, announced, find_driver, is_running, lock_of
 from tuning.events import TrialEnded, TrialStarted
 from tuning.run_log import written_down
 
@@ -60,7 +60,7 @@ def test_status_names_the_driver_that_lives(folder):
     assert told["status"] == "running"
     assert told["driver"] == f"process {os.getpid()} on {socket.gethostname()}"
     assert told["started"].endswith("UTC")
-    assert not (folder / "driver.json").exists()
+    assert not (folder / DRIVER).exists()
 
 
 def test_a_run_that_prepares_its_data_has_a_status(tmp_path):
@@ -76,8 +76,8 @@ def test_an_unknown_name_is_refused_and_jobs_are_spoken_of(folder):
 
 def test_what_a_killed_driver_left_is_no_driver(folder):
     with announced(folder):
-        left = (folder / "driver.json").read_text()
-    (folder / "driver.json").write_text(left)
+        left = (folder / DRIVER).read_text()
+    (folder / DRIVER).write_text(left)
     assert find_driver(folder) is None and not is_running(folder)
     assert captune("stop", folder).output == f"{folder} is not running\n"
 
@@ -92,7 +92,7 @@ def test_what_a_killed_driver_left_is_no_driver(folder):
 )
 def test_only_the_driver_itself_is_stopped(folder, change, reason):
     with lock_of(folder), announced(folder):
-        path = folder / "driver.json"
+        path = folder / DRIVER
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
         with pytest.raises(NotOurs, match=reason):
             find_driver(folder).ask_to_end()

@@ -1,5 +1,6 @@
 """Metrics of an experiment: the counting, and what a real Ray exports and its dashboard shows."""
 
+import json
 import os
 import time
 import urllib.request
@@ -225,18 +226,17 @@ def get(url):
 
 
 class Actors:
-    """A listener that asks the dashboard for its actors when the fourth epoch is reported."""
+    """A listener that asks the dashboard for its actors whenever an epoch is reported."""
 
     def __init__(self, dashboard):
-        self.dashboard, self.epochs, self.found = dashboard, 0, []
+        self.dashboard, self.names, self.shown = dashboard, set(), set()
 
     def handle(self, event):
-        import json
-
-        self.epochs += isinstance(event, EpochReported)
-        if self.epochs == 4 and not self.found:
-            answer = json.loads(get(f"{self.dashboard}/api/v0/actors?detail=1"))
-            self.found = [a for a in answer["data"]["result"]["result"] if a["state"] == "ALIVE"]
+        if isinstance(event, EpochReported):
+            answer = json.loads(get(f"{self.dashboard}/api/v0/actors?detail=1&limit=1000"))
+            alive = [each for each in answer["data"]["result"]["result"] if each["state"] == "ALIVE"]
+            self.names |= {each["name"] for each in alive}
+            self.shown |= {each["repr_name"] for each in alive}
 
     def tick(self):
         pass
@@ -267,6 +267,7 @@ def scraped(experiment):
 @pytest.mark.timeout(240)
 def test_metrics_and_actors_are_those_of_the_run(cluster, tmp_path):
     import ray
+    from ray.util.state import list_actors
 
     experiment = describe(
         tmp_path,
@@ -278,13 +279,15 @@ def test_metrics_and_actors_are_those_of_the_run(cluster, tmp_path):
     )
     dashboard = f"http://{ray.get_runtime_context().worker.node.address_info['webui_url']}"
     actors = Actors(dashboard)
+    before = len(list_actors(filters=[("class_name", "=", "TrialActor")], limit=1000))
     results = run(experiment, listeners=[actors])
     trials, epochs = results.trials, results.epochs
 
-    names = {actor["name"] for actor in actors.found}
-    assert set(trials["gang"]) <= names, "gangs are named after the experiment"
-    shown = {actor["repr_name"] for actor in actors.found}
-    assert {f"gang {name}" for name in trials["gang"]} | {"trials of watched"} <= shown
+    gangs = set(trials["gang"])
+    assert gangs <= actors.names, "gangs are named after the experiment"
+    assert {f"{what} {name}" for name in gangs for what in ("gang", "trials on")} <= actors.shown
+    made = list_actors(filters=[("class_name", "=", "TrialActor")], limit=1000)
+    assert len(made) - before <= 2, "an actor for each gang, however many trials"
 
     states = Counter(trials["state"])
     assert set(states) == {"completed", "failed"}

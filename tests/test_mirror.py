@@ -13,7 +13,7 @@ from trainables.store import Store
 from tuning.tables import mirror as mirrors
 from tuning.tables.checkpoints import CheckpointKeeper
 from tuning.tables.copies import BEST_IS_WHOLE
-from tuning.tables.mirror import DRIVER, ExperimentBusy, Mirror, StorageAway
+from tuning.tables.mirror import LEASE, ExperimentBusy, Mirror, StorageAway
 from tuning.tables.results import ResultsWriter
 
 
@@ -77,7 +77,7 @@ def fill(folder, version):
 
 
 def sent(store):
-    return {name: content for name, content in store.content.items() if name != DRIVER}
+    return {name: content for name, content in store.content.items() if name != LEASE}
 
 
 def test_what_changes_is_sent_the_study_first_and_the_trials_last(store, tmp_path):
@@ -169,7 +169,7 @@ def test_another_machine_goes_on_and_the_first_one_takes_what_it_did(store, tmp_
     second = mirror_of(there, store)
     assert (there / "trials.parquet").read_text() == "trials.parquet 1"
     assert (there / "best" / "deep" / "model").read_text() == "weights"
-    assert not (there / DRIVER).exists()
+    assert not (there / LEASE).exists()
     fill(there, 2)
     second.start()
     second.close()
@@ -196,14 +196,14 @@ def test_a_second_driver_is_refused_while_the_first_is_alive(store, tmp_path):
 
 def test_a_driver_that_was_killed_long_ago_is_no_obstacle(store, tmp_path):
     mirror_of(tmp_path / "a", store)
-    driver = json.loads(store.read(DRIVER)) | {"at": "2020-01-01T00:00:00+00:00"}
-    store.put(DRIVER, json.dumps(driver).encode())
+    driver = json.loads(store.read(LEASE)) | {"at": "2020-01-01T00:00:00+00:00"}
+    store.put(LEASE, json.dumps(driver).encode())
     mirror_of(tmp_path / "b", store)
 
 
 def test_who_was_taken_for_dead_writes_no_more(store, tmp_path):
     first = mirror_of(tmp_path / "a", store)
-    store.put(DRIVER, json.dumps({"started": "later", "pid": 7, "host": "other"}).encode())
+    store.put(LEASE, json.dumps({"started": "later", "pid": 7, "host": "other"}).encode())
     fill(tmp_path / "a", 1)
     first._next_beat = 0.0
     first.send()
@@ -211,7 +211,7 @@ def test_who_was_taken_for_dead_writes_no_more(store, tmp_path):
     with pytest.raises(ExperimentBusy, match="process 7 on other has taken over"):
         first.clear("00000", [], ["0001"], False)
     first.close()
-    assert json.loads(store.read(DRIVER))["pid"] == 7
+    assert json.loads(store.read(LEASE))["pid"] == 7
 
 
 def test_a_model_is_whole_or_not_there(store, tmp_path):

@@ -8,8 +8,9 @@ from ray.tune.experiment import Trial
 
 from trainables.order import Moved, Order, Report
 from trainables.patience import StorageFailed
-from tuning import tune_adapter
-from tuning.tune_adapter import REMEMBERED, Ticker, TrialActor, TuneScheduler
+from tuning import trial_actor
+from tuning.trial_actor import TrialActor
+from tuning.tune_adapter import REMEMBERED, Ticker, TuneScheduler
 
 
 @pytest.mark.parametrize("over", [3, REMEMBERED, 5 * REMEMBERED])
@@ -38,8 +39,8 @@ def test_an_owner_that_was_restarted_counts_as_one_more_attempt(monkeypatch):
             raise answer
         return answer and Report(epoch=epoch, metrics={}, attempt=answer, node="")
 
-    monkeypatch.setattr(tune_adapter.ray, "get", lambda answer: answer)
-    monkeypatch.setattr(tune_adapter.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(trial_actor.ray, "get", lambda answer: answer)
+    monkeypatch.setattr(trial_actor.time, "sleep", lambda seconds: None)
     actor = object.__new__(TrialActor)
     actor._order, actor._epoch = order, 0
     actor._owner = SimpleNamespace(await_report=SimpleNamespace(remote=await_report))

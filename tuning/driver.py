@@ -1,6 +1,6 @@
 """The process that runs an experiment: which it is, whether it lives, and how it is asked to end.
 
-A run holds the lock in its experiment's folder and names itself in `driver.json` beside it. The lock tells
+A run holds the lock in its experiment's folder and names itself in `.driver.json` beside it. The lock tells
 whether anybody runs; the file whom to ask, with the time when that process began: its id alone may be another
 process's by now.
 """
@@ -18,6 +18,10 @@ from pathlib import Path
 
 import filelock
 import psutil
+
+
+#: Like all that begins with a dot it is never sent to a URL.
+DRIVER = ".driver.json"
 
 
 class NotOurs(RuntimeError):
@@ -81,7 +85,7 @@ def announced(folder: Path) -> Iterator[None]:
         created_s=psutil.Process().create_time(),
         started_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}",
     )
-    path = folder / "driver.json"
+    path = folder / DRIVER
     with contextlib.suppress(OSError):  # a full disk is for others to tell
         path.write_text(json.dumps(asdict(me), indent=2))
     try:
@@ -96,6 +100,6 @@ def find_driver(folder: Path) -> Driver | None:
     if not is_running(folder):
         return None
     try:
-        return Driver(**json.loads((folder / "driver.json").read_text()))
+        return Driver(**json.loads((folder / DRIVER).read_text()))
     except (OSError, ValueError, TypeError):
         return None

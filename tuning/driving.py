@@ -138,7 +138,8 @@ def _drive(
     from ray.tune.error import TuneError
 
     from tuning.gangs.gangs import LIMIT_S, Gangs
-    from tuning.tune_adapter import Ticker, TrialActor, TuneScheduler, TuneSearcher
+    from tuning.trial_actor import TrialActor
+    from tuning.tune_adapter import Ticker, TuneScheduler, TuneSearcher
 
     if search.finished:
         return
@@ -162,7 +163,7 @@ def _drive(
         tuner = tune.Tuner(
             TrialActor,
             tune_config=tune.TuneConfig(
-                search_alg=TuneSearcher(search, gangs, order_for, experiment.name),
+                search_alg=TuneSearcher(search, gangs, order_for),
                 scheduler=scheduler,
                 num_samples=-1,  # the search says when it is finished
                 reuse_actors=True,

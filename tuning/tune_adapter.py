@@ -1,22 +1,19 @@
-"""Ray Tune around a `Search`: the light trial actor, and the searcher and scheduler that Tune calls.
+"""Ray Tune around a `Search`: the searcher and the scheduler that Tune calls.
 
 Nothing is decided here. Tune asks for a configuration (`TuneSearcher.suggest`), gets one if a gang is free,
-starts the trial actor, which fetches one epoch's report at a time from the gang's owner, and hands each to
-`TuneScheduler`, which asks the `Search`. Tune's own retries, snapshots and result files are not used: what
+gives it to the gang's trial actor (`tuning/trial_actor.py`), which fetches one epoch's report at a time from
+the gang's owner, and hands each to `TuneScheduler`, which asks the `Search`. Tune's own retries, snapshots and result files are not used: what
 must survive is in the experiment's tables.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
-from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher as TuneSearcherBase
@@ -26,64 +23,8 @@ from trainables.patience import StorageFailed
 from tuning.gangs.gangs import Gangs
 from tuning.search.search import Run, Search
 
-ASK_S = 10.0  # how long one question to a gang's owner may stay open
 WAIT_S = 0.1  # between two looks for a gang that has room
 REMEMBERED = 200  # trials of which Tune may keep those that are over; more, and each next one costs more
-PATIENCE_S = 120.0  # how long an owner may take to come back before its trial counts as lost
-
-
-class TrialActor(tune.Trainable):
-    """One trial as Tune sees it. A step is an epoch of the gang; it never imports a model."""
-
-    @classmethod
-    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        """One byte: gangs hold the resources, and Tune refuses trials that ask for nothing at all."""
-        return tune.PlacementGroupFactory([{"CPU": 0.0, "memory": 1.0}])
-
-    def __repr__(self) -> str:  # Ray asks once, when the actor is new; it then runs many trials
-        return f"trials of {self._experiment}"
-
-    def setup(self, config: dict[str, Any]) -> None:
-        """Take the order, the gang and the experiment that `config` names."""
-        self._experiment: str = config["experiment"]
-        self._order: Order = config["order"]
-        self._owner = ray.get_actor(config["gang"])
-        self._epoch = self._order.epoch
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Become another trial: Tune uses the actor again (`reuse_actors`)."""
-        self.setup(new_config)
-        return True
-
-    def step(self) -> dict[str, Any]:
-        """Let the gang run one more epoch and return its report, or the failure that ended the trial."""
-        self._epoch += 1
-        return {"answer": self._ask(self._epoch)}
-
-    def _ask(self, epoch: int) -> Report | Failure | Moved:
-        patience = PATIENCE_S
-        # Where the owner was restarted it has forgotten the order: it starts anew from this epoch.
-        order = dataclasses.replace(self._order, epoch=epoch - 1)
-        while True:
-            try:
-                answer: Any = ray.get(self._owner.await_report.remote(order, epoch, ASK_S))
-            except RayActorError:  # being restarted, and its workers with it; it takes some seconds
-                order = dataclasses.replace(order, attempt=self._order.attempt + 1)
-                patience -= 0.5
-                if patience < 0:
-                    raise
-                time.sleep(0.5)
-                continue
-            if isinstance(answer, Report):
-                self._order = dataclasses.replace(self._order, attempt=answer.attempt)
-            if answer is not None:
-                return answer
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: a trial's state is in its own checkpoints and in the experiment's tables."""
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing, see `save_checkpoint`."""
 
 
 class _Unsaved:
@@ -98,13 +39,11 @@ class TuneSearcher(_Unsaved, TuneSearcherBase):
 
     Args:
         order_for: makes the order of a run (adds what is the same for all trials).
-        experiment: its name, by which the dashboard shows the trials' actors.
     """
 
-    def __init__(self, search: Search, gangs: Gangs, order_for: Callable[[Run], Order], experiment: str):
+    def __init__(self, search: Search, gangs: Gangs, order_for: Callable[[Run], Order]):
         super().__init__()
         self._search, self._gangs, self._order_for = search, gangs, order_for
-        self._experiment = experiment
 
     def suggest(self, trial_id: str) -> Any:
         """The config of Tune's trial `trial_id`; None: not now; FINISHED: never again."""
@@ -122,7 +61,7 @@ class TuneSearcher(_Unsaved, TuneSearcherBase):
             return TuneSearcherBase.FINISHED if self._search.finished else None
         order = self._order_for(run)
         gang = self._gangs.lend(order.run_id, order.trial_id)
-        return {"order": order, "gang": gang, "experiment": self._experiment}
+        return {"order": order, "gang": gang}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Nothing: the scheduler's adapter hears it with more detail."""
@@ -143,6 +82,14 @@ class TuneScheduler(_Unsaved, FIFOScheduler):
     def __init__(self, search: Search, gangs: Gangs, make_room: Callable[[], bool]):
         super().__init__()
         self._search, self._gangs, self._make_room = search, gangs, make_room
+        self._seats: set[Any] = set()
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Have Tune keep the gang's actor between trials, which it does by itself for one actor in all."""
+        seat = trial.placement_group_factory
+        if seat not in self._seats:
+            self._seats.add(seat)
+            tune_controller._tune_controller._actor_cache.increase_max(seat)  # no setting reaches it
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Continue or stop; the gang of a trial that leaves it is free at once.

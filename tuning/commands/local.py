@@ -92,10 +92,11 @@ def stop_run(name: str, storage: str) -> None:
 
 def _folder(name: str, storage: str) -> Path:
     """The experiment's folder, also while its data are prepared and it is not described yet."""
+    from tuning.driver import DRIVER
     from tuning.tables.storage import UnknownExperiment, find_folder
 
     for folder in (Path(storage) / name, Path(name)):
-        if (folder / "driver.json").is_file():
+        if (folder / DRIVER).is_file():
             return folder
     try:
         return find_folder(name, storage)

@@ -35,7 +35,7 @@ INTERVAL_S, SPACING = 3.0, 5
 #: Seconds until the next attempt while the store is away: after the first, and at most.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 #: Who works on the experiment; written again while that goes on, and taken for dead when it is this old.
-DRIVER, BEAT_S, DEAD_AFTER_S = "driver.json", 30.0, 180.0
+LEASE, BEAT_S, DEAD_AFTER_S = "lease.json", 30.0, 180.0
 #: Seconds for which the end of a run, or a fork, waits for a store that is away.
 PATIENCE_S = 300.0
 
@@ -96,7 +96,7 @@ class Mirror:
         self._beat()
         # Two who start in the same moment both come this far; no store that pyarrow knows lets one of them
         # write only if the other has not. Whoever wrote last is read by both.
-        if (now := _read_driver(self._store)).get("started") != self._me["started"]:
+        if (now := _read_lease(self._store)).get("started") != self._me["started"]:
             raise ExperimentBusy([f"{self._store.url}: {_who(now)} is running this experiment"])
         for name in self._store.files("checkpoints"):
             _, _, rest = name.partition("/")
@@ -176,7 +176,7 @@ class Mirror:
         try:
             if self._thread is not None:
                 patiently(self.send, patience_s=self._patience_s, away=store_is_away)
-            self._store.put(DRIVER, self._driver(running=False))
+            self._store.put(LEASE, self._lease(running=False))
         except (OSError, StorageFailed) as error:
             raise StorageAway(
                 f"not all results are at {self._store.url}: they are in {self._folder}, and the same command "
@@ -230,13 +230,13 @@ class Mirror:
             pause, failures = max(self._interval_s, spaced), 0
 
     def _beat(self, *, only_mine: bool = False) -> None:
-        if only_mine and (now := _read_driver(self._store)).get("started") != self._me["started"]:
+        if only_mine and (now := _read_lease(self._store)).get("started") != self._me["started"]:
             self._lost_to = _who(now)
             return
-        self._store.put(DRIVER, self._driver(running=True))
+        self._store.put(LEASE, self._lease(running=True))
         self._next_beat = time.monotonic() + BEAT_S
 
-    def _driver(self, *, running: bool) -> bytes:
+    def _lease(self, *, running: bool) -> bytes:
         at = datetime.now(UTC).isoformat(timespec="seconds")
         return json.dumps({**self._me, "at": at, "running": running}, indent=2).encode()
 
@@ -267,12 +267,12 @@ def bring_here(folder: Path, store: Store) -> dict[str, Any]:
     """Bring what the URL has into the folder where a driver works, unless it was this folder that sent it.
 
     Returns:
-        What stands in `driver.json`; empty where nobody has worked on the experiment.
+        What stands in `lease.json`; empty where nobody has worked on the experiment.
 
     Raises:
         OSError: the store cannot be reached, or refuses.
     """
-    before = _read_driver(store)
+    before = _read_lease(store)
     if before.get("copy") != _identity(folder, store.url):
         for path in folder.iterdir():
             if path.name[0] != ".":
@@ -280,20 +280,20 @@ def bring_here(folder: Path, store: Store) -> dict[str, Any]:
         names = store.files(deep=False) if before else {}
         if BEST_IS_WHOLE in names:
             names |= store.files("best")
-        download(store, names.keys() - {DRIVER, BEST_IS_WHOLE}, folder)
+        download(store, names.keys() - {LEASE, BEST_IS_WHOLE}, folder)
     return before
 
 
 def is_driven(folder: Path) -> bool:
     """Whether a process works on the experiment, by the reader's copy in `folder`; False if it is none."""
     try:
-        return is_alive(json.loads((folder / DRIVER).read_text()))
+        return is_alive(json.loads((folder / LEASE).read_text()))
     except FileNotFoundError:
         return False
 
 
 def is_alive(driver: dict[str, Any]) -> bool:
-    """Whether what `driver.json` holds is of a process that works on the experiment, if the clocks agree."""
+    """Whether what `lease.json` holds is of a process that works on the experiment, if the clocks agree."""
     if not driver.get("running"):
         return False
     age = datetime.now(UTC) - datetime.fromisoformat(driver["at"])
@@ -312,9 +312,9 @@ def _identity(folder: Path, url: str) -> str:
         return identity
 
 
-def _read_driver(store: Store) -> dict[str, Any]:
+def _read_lease(store: Store) -> dict[str, Any]:
     try:
-        return json.loads(store.read(DRIVER))
+        return json.loads(store.read(LEASE))
     except FileNotFoundError:
         return {}
 
