@@ -29,7 +29,7 @@ $(S3_STAMP): tests/s3-server.txt
 	touch $@
 
 test: $(STAMP) $(S3_STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

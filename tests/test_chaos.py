@@ -2,8 +2,10 @@
 
 import random
 import subprocess
+import sys
 import time
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 
 import psutil
 import pytest
@@ -78,7 +80,7 @@ def test_processes_segments_and_files_are_named(tmp_path, no_grace):
         segment.close()
         segment.unlink()
     process, memory, file = found
-    assert process.startswith("process ") and "pytest" in process
+    assert process.startswith("process ") and Path(sys.executable).name in process
     assert memory == f"shared memory /dev/shm/{segment.name}"
     assert file == "temporary file tmpabc"
 

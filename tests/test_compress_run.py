@@ -25,6 +25,7 @@ def experiment(tmp_path, **compression):
         "objectives": [{"metric": "score", "mode": "max"}],
         "scheduler": {"algorithm": "none", "max_epochs": 3},
         "budget": {"trials": 2},
+        "training": {"gangs": 1},
         "compression": {"search": "children", "parents": 1, "epochs": 2} | compression,
         "storage": str(tmp_path),
     }

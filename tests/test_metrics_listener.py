@@ -279,15 +279,19 @@ def test_metrics_and_actors_are_those_of_the_run(cluster, tmp_path):
     )
     dashboard = f"http://{ray.get_runtime_context().worker.node.address_info['webui_url']}"
     actors = Actors(dashboard)
-    before = len(list_actors(filters=[("class_name", "=", "TrialActor")], limit=1000))
+    trial_actors = {
+        "address": ray.get_runtime_context().gcs_address,  # a machine may have several Rays
+        "filters": [("class_name", "=", "TrialActor")],
+        "limit": 1000,
+    }
+    before = len(list_actors(**trial_actors))
     results = run(experiment, listeners=[actors])
     trials, epochs = results.trials, results.epochs
 
     gangs = set(trials["gang"])
     assert gangs <= actors.names, "gangs are named after the experiment"
     assert {f"{what} {name}" for name in gangs for what in ("gang", "trials on")} <= actors.shown
-    made = list_actors(filters=[("class_name", "=", "TrialActor")], limit=1000)
-    assert len(made) - before <= 2, "an actor for each gang, however many trials"
+    assert len(list_actors(**trial_actors)) - before <= 2, "an actor for each gang, however many trials"
 
     states = Counter(trials["state"])
     assert set(states) == {"completed", "failed"}

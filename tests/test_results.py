@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,6 +25,7 @@ from tuning.tables.storage import (
     UnknownExperiment,
     UnreadableResults,
     find_folder,
+    read_table,
     write_description,
     write_table,
 )
@@ -535,3 +537,24 @@ def test_an_infinite_figure_is_never_the_best(tmp_path):
     assert found.best()["trial_id"] == "a"
     assert found.trials.set_index("trial_id").loc["b", "best_epoch"] == 1
     assert list(found.ranked()["trial_id"]) == ["a", "b"]
+
+
+def test_a_reader_meets_no_half_table_while_it_is_replaced(tmp_path):
+    path, stop = tmp_path / "t.parquet", threading.Event()
+    frames = [pd.DataFrame({"a": range(n), "b": [f"{n}"] * n}) for n in (10, 4000)]
+    write_table(frames[0], path)
+
+    def replace():
+        while not stop.is_set():
+            for frame in frames:
+                write_table(frame, path)
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    try:
+        for _ in range(100):
+            read = read_table(path)
+            pd.testing.assert_frame_equal(read, frames[len(read) == 4000], check_dtype=False)
+    finally:
+        stop.set()
+        writer.join()

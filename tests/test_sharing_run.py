@@ -18,12 +18,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def start(folder, cluster, name, *, trials, epochs=1, **training):
-    """`captune run` in a process of its own on `cluster`, with epochs of 0.2 s."""
+    """`captune run` in a process of its own on `cluster`, with epochs of 0.3 s."""
     tree = {
         "name": name,
         "trainable": "curves",
         "search_space": {"learning_rate": {"float": [1e-4, 1e-1], "log": True}},
-        "model": {"seconds_per_epoch": 0.2},
+        "model": {"seconds_per_epoch": 0.3},
         "objectives": [{"metric": "score", "mode": "max"}],
         "search": {"algorithm": "random"},
         "scheduler": {"algorithm": "none", "max_epochs": epochs},
@@ -72,18 +72,21 @@ def wait_until(what, *drivers):
 
 def test_two_experiments_share_a_cluster_and_neither_starves(tmp_path):
     with Raylets(1, cpus=2) as cluster:
-        first = start(tmp_path, cluster, "first", trials=400)
+        first = start(tmp_path, cluster, "first", trials=5000)
         wait_until(lambda: done(tmp_path, "first") > 4, first)
-        second = start(tmp_path, cluster, "second", trials=40)
-        for driver in (second, first):
-            output, _ = driver.communicate()
-            assert driver.returncode == 0, output
+        second = start(tmp_path, cluster, "second", trials=24)
+        output, _ = second.communicate()
+        assert second.returncode == 0, output
+        after = done(tmp_path, "first")
+        wait_until(lambda: done(tmp_path, "first") > after + 4, first)
+        first.send_signal(signal.SIGINT)
+        output, _ = first.communicate()
+        assert first.returncode == 130, output
     tables = {name: load(name, tmp_path) for name in ("first", "second")}
     assert all(not check_tables(found.trials, found.epochs) for found in tables.values())
-    assert {name: len(found.trials) for name, found in tables.items()} == {"first": 400, "second": 40}
-    ends = {name: found.trials["finished_at"].sort_values() for name, found in tables.items()}
+    assert len(tables["second"].trials) == 24
+    ends = {name: found.trials["finished_at"].dropna().sort_values() for name, found in tables.items()}
     began, ended = ends["second"].iloc[0], ends["second"].iloc[-1]
-    assert ends["first"].iloc[-1] > ended, "the first was to run all along"
     for name, times in ends.items():
         both = times[times.between(began, ended)]
         thirds = pd.cut(both, pd.date_range(began, ended, periods=4), include_lowest=True)

@@ -23,7 +23,7 @@ EXPERIMENT = {
     "name": "curves",
     "trainable": "curves",
     "search_space": {"learning_rate": {"float": [1e-4, 1e-1], "log": True}},
-    "model": {"seconds_per_epoch": 2.0},
+    "model": {"seconds_per_epoch": 1.2},
     "objectives": [{"metric": "score", "mode": "max"}],
     "scheduler": {"algorithm": "asha", "min_epochs": 1, "max_epochs": 4, "reduction_factor": 2},
     "search": {"algorithm": "random"},

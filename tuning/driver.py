@@ -19,7 +19,6 @@ from pathlib import Path
 import filelock
 import psutil
 
-
 #: Like all that begins with a dot it is never sent to a URL.
 DRIVER = ".driver.json"
 

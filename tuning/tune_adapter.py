@@ -2,8 +2,8 @@
 
 Nothing is decided here. Tune asks for a configuration (`TuneSearcher.suggest`), gets one if a gang is free,
 gives it to the gang's trial actor (`tuning/trial_actor.py`), which fetches one epoch's report at a time from
-the gang's owner, and hands each to `TuneScheduler`, which asks the `Search`. Tune's own retries, snapshots and result files are not used: what
-must survive is in the experiment's tables.
+the gang's owner, and hands each to `TuneScheduler`, which asks the `Search`. Tune's own retries, snapshots and
+result files are not used: what must survive is in the experiment's tables.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ What the tables mean is `tuning/tables/results.py`'s business. Nothing is ever u
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -83,7 +84,8 @@ def read_table(path: Path) -> pd.DataFrame:
         UnreadableResults: not a Parquet file.
     """
     try:
-        return pd.read_parquet(path)
+        # Read in one piece: pandas opens a file more than once, and a run may replace it in between.
+        return pd.read_parquet(io.BytesIO(path.read_bytes()))
     except (pyarrow.ArrowException, OSError) as error:
         raise UnreadableResults(f"{path} is not a readable Parquet table: {error}") from error
 
