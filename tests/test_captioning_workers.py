@@ -92,7 +92,7 @@ def test_two_workers_compress_and_fine_tune_as_one_does(tmp_path):
         )
         for row, told in zip(rows, first[name][0], strict=True):
             assert told == pytest.approx(row, rel=1e-4, abs=1e-6), name
-        # Where a gradient is all but 0, Adam makes a step of its rounding; other gradients are many steps away.
+        # Where a gradient is all but 0, Adam makes a step of its rounding; a wrong one is many steps away.
         torch.testing.assert_close(
             first[name][1], weights, rtol=0, atol=SMALL["learning_rate"], msg=lambda m, n=name: f"{n}: {m}"
         )

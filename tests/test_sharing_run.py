@@ -57,6 +57,11 @@ def on(folder, name, node):
         return 0
 
 
+def running(folder, name):
+    """Names of an experiment's trials that run now."""
+    return set(load(name, folder).trials.query("state == 'running'")["trial_id"])
+
+
 def completed(folder, name, trial_ids):
     """Whether all of these trials of an experiment are."""
     trials = load(name, folder).trials
@@ -100,11 +105,11 @@ def test_a_run_follows_a_cluster_that_loses_a_node_and_gets_another(tmp_path):
         node = cluster.nodes["node-2"]
         driver = start(tmp_path, cluster, "moving", epochs=3, trials=500)
         wait_until(lambda: on(tmp_path, "moving", node.ip) > 2, driver)
-        hit = set(load("moving", tmp_path).trials.query("state == 'running'")["trial_id"])
+        wait_until(lambda: len(running(tmp_path, "moving")) == 2, driver)
+        hit = running(tmp_path, "moving")
         cluster.kill(node)
         other = cluster.add(cpus=1)
         wait_until(lambda: on(tmp_path, "moving", other.ip) > 2, driver)
-        assert len(hit) == 2
         wait_until(lambda: completed(tmp_path, "moving", hit), driver)
         driver.send_signal(signal.SIGINT)
         output, _ = driver.communicate()

@@ -16,14 +16,13 @@ from tuning.tune_adapter import REMEMBERED, Ticker, TuneScheduler
 @pytest.mark.parametrize("over", [3, REMEMBERED, 5 * REMEMBERED])
 def test_tune_forgets_trials_that_are_over_and_no_others(over):
     """Tune goes through this very list several times a trial."""
-    ticks = []
+    calls = []
     states = [Trial.TERMINATED] * over + [Trial.PENDING, Trial.RUNNING, Trial.PAUSED, Trial.ERROR]
     trials = [SimpleNamespace(status=state) for state in states]
-    gangs = SimpleNamespace(look_after=lambda: ticks.append(2))
-    Ticker(SimpleNamespace(tick=lambda: ticks.append(1)), gangs).on_step_end(iteration=1, trials=trials)
+    Ticker(lambda: calls.append(1)).on_step_end(iteration=1, trials=trials)
     assert [trial.status for trial in trials if trial.status != Trial.TERMINATED] == states[over:]
     assert len(trials) <= REMEMBERED + 4 and (over > 3 or len(trials) == len(states))
-    assert ticks == [1, 2]
+    assert calls == [1]
 
 
 def test_an_owner_that_was_restarted_counts_as_one_more_attempt(monkeypatch):

@@ -22,6 +22,7 @@ from tuning.accumulation import TrialSettings
 from tuning.events import Listener
 from tuning.experiment import Experiment
 from tuning.gangs.resources import GangPlan
+from tuning.interruption import Interruption
 from tuning.resuming import history
 from tuning.search.budget import BudgetGuard
 from tuning.search.scheduler import Scheduler
@@ -52,6 +53,7 @@ def carry_out(
     scheduler: Scheduler,
     plan: GangPlan,
     listeners: Sequence[Listener],
+    interruption: Interruption,
     *,
     resume: bool,
     say: Callable[[str], None] = lambda line: None,
@@ -63,6 +65,7 @@ def carry_out(
     Args:
         plan: the gangs to start.
         listeners: told of every event after the tables and the checkpoint keeper; closed at the end.
+        interruption: asked between two steps.
         resume: go on from the tables in the experiment's folder, where there are any.
         say: told, line by line, what a person should know.
         mirror: of the experiment's folder, where `storage` is a URL; started here.
@@ -107,7 +110,7 @@ def carry_out(
             mirror.start()  # what an interrupted run left is gone before a gang writes
         with _scratch_folder(folder) as scratch:
             order_for = _order_maker(experiment, settings)
-            _drive(experiment, search, budget, plan, keeper, scratch, order_for, say)
+            _drive(experiment, search, budget, plan, keeper, scratch, order_for, interruption, say)
         given_up = search.given_up
         search.close()
         write_end(folder, without_gain=budget.without_gain)
@@ -130,6 +133,7 @@ def _drive(
     keeper: CheckpointKeeper,
     scratch: Path,
     order_for: Callable[[Run], Order],
+    interruption: Interruption,
     say: Callable[[str], None],
 ) -> None:
     """Let Ray Tune run the search until it is finished."""
@@ -159,11 +163,17 @@ def _drive(
         priority=training.priority,
         patience_s=training.wait_s or LIMIT_S,
     ) as gangs:
+
+        def between_steps() -> None:
+            interruption.check()
+            search.tick()
+            gangs.look_after()
+
         scheduler = TuneScheduler(search, gangs, keeper.make_room)
         tuner = tune.Tuner(
             TrialActor,
             tune_config=tune.TuneConfig(
-                search_alg=TuneSearcher(search, gangs, order_for),
+                search_alg=TuneSearcher(search, gangs, order_for, between_steps),
                 scheduler=scheduler,
                 num_samples=-1,  # the search says when it is finished
                 reuse_actors=True,
@@ -173,14 +183,15 @@ def _drive(
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(scratch),
-                callbacks=[Ticker(search, gangs)],
+                callbacks=[Ticker(between_steps)],
                 # Tune waits for a last checkpoint before it frees the actor, and meanwhile starts another.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
             ),
         )
         try:
-            tuner.fit()
+            with interruption.held():
+                tuner.fit()
         except TuneError as error:
             raise scheduler.error or error from error
         if gangs.none_left:

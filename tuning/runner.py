@@ -7,9 +7,7 @@ here things are put together, taken apart again, and nothing else.
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from importlib.metadata import entry_points
@@ -27,6 +25,7 @@ from tuning.driving import CannotGoOn, carry_out
 from tuning.events import Listener
 from tuning.experiment import Experiment, ExperimentError, GangPlan
 from tuning.gangs.places import refuse_unseen_folders
+from tuning.interruption import Interruption
 from tuning.quiet import measure_all
 from tuning.render import count
 from tuning.resuming import refuse_changes
@@ -100,7 +99,7 @@ def run(
         log, say = stack.enter_context(written_down(experiment, folder, say))
         earlier, learnt_from = earlier_trials(experiment, experiment.storage)
         stack.enter_context(_connect()(experiment=experiment))
-        stack.enter_context(_sigterm_as_ctrl_c())
+        interruption = stack.enter_context(Interruption())
         plan = _plan(experiment, say)
         refuse_unseen_folders(experiment)
         _prepare_data(experiment, folder, say)
@@ -110,13 +109,21 @@ def run(
         searcher, scheduler = open_strategy(experiment, path=folder / "study.journal", earlier=earlier)
         everyone = [*listeners, log, *_found_listeners(experiment, experiment.name)]
         given_up = carry_out(
-            experiment, searcher, scheduler, plan, everyone, resume=resume, say=say, mirror=mirror
+            experiment,
+            searcher,
+            scheduler,
+            plan,
+            everyone,
+            interruption,
+            resume=resume,
+            say=say,
+            mirror=mirror,
         )
         if given_up:
             raise GivenUp(given_up)
         _export_best(experiment, load(folder))
         if experiment.compression.search == "children":
-            _compress(experiment, follow_variants, say)
+            _compress(experiment, interruption, follow_variants, say)
     return load(folder)
 
 
@@ -138,15 +145,16 @@ def compress(
         stack.enter_context(_sole_user_of(experiment, True, say))
         _, say = stack.enter_context(written_down(experiment, folder, say))
         stack.enter_context(_connect()(experiment=experiment))
-        stack.enter_context(_sigterm_as_ctrl_c())
+        interruption = stack.enter_context(Interruption())
         refuse_unseen_folders(experiment)
         _prepare_data(experiment, folder, say)
-        _compress(experiment, follow_variants, say)
+        _compress(experiment, interruption, follow_variants, say)
     return load(folder)
 
 
 def _compress(
     experiment: Experiment,
+    interruption: Interruption,
     follow_variants: Callable[[Experiment], Listener] | None,
     say: Callable[[str], None],
 ) -> None:
@@ -166,6 +174,7 @@ def _compress(
             *([follow_variants(inner)] if follow_variants else []),
             *_found_listeners(inner, f"{experiment.name}/{inner.name}"),
         ],
+        interruption,
         resume=True,
         say=say,
         whole=children.Inheritance(found),
@@ -209,23 +218,6 @@ def _sole_user_of(
             raise ExperimentExists([f"{has}: go on with --resume, or give the experiment another name"])
         with announced(folder):
             yield mirror
-
-
-@contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """A service manager's polite end is taken as politely as a person's; Ray's own handler just dies."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(signum: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _connect() -> Callable[..., Any]:

@@ -1,9 +1,9 @@
 """Ray Tune around a `Search`: the searcher and the scheduler that Tune calls.
 
-Nothing is decided here. Tune asks for a configuration (`TuneSearcher.suggest`), gets one if a gang is free,
-gives it to the gang's trial actor (`tuning/trial_actor.py`), which fetches one epoch's report at a time from
-the gang's owner, and hands each to `TuneScheduler`, which asks the `Search`. Tune's own retries, snapshots and
-result files are not used: what must survive is in the experiment's tables.
+Nothing is decided here. Tune asks for a configuration (`TuneSearcher.suggest`), gets one if a gang is
+free, gives it to the gang's trial actor (`tuning/trial_actor.py`), which fetches one epoch's report at a time
+from the gang's owner, and hands each to `TuneScheduler`, which asks the `Search`. Tune's own retries,
+snapshots and result files are not used: what must survive is in the experiment's tables.
 """
 
 from __future__ import annotations
@@ -39,11 +39,19 @@ class TuneSearcher(_Unsaved, TuneSearcherBase):
 
     Args:
         order_for: makes the order of a run (adds what is the same for all trials).
+        between_steps: lets everybody else work while nothing can be suggested.
     """
 
-    def __init__(self, search: Search, gangs: Gangs, order_for: Callable[[Run], Order]):
+    def __init__(
+        self,
+        search: Search,
+        gangs: Gangs,
+        order_for: Callable[[Run], Order],
+        between_steps: Callable[[], None],
+    ):
         super().__init__()
         self._search, self._gangs, self._order_for = search, gangs, order_for
+        self._between_steps = between_steps
 
     def suggest(self, trial_id: str) -> Any:
         """The config of Tune's trial `trial_id`; None: not now; FINISHED: never again."""
@@ -53,8 +61,7 @@ class TuneSearcher(_Unsaved, TuneSearcherBase):
             if self._gangs.lent:
                 return None
             # Without any trial Tune would only come back after a second, and do nothing else meanwhile.
-            self._search.tick()
-            self._gangs.look_after()
+            self._between_steps()
             time.sleep(WAIT_S)
         run = self._search.next_run()
         if run is None:
@@ -142,17 +149,16 @@ def _error_text(trial: Any) -> str:
 
 
 class Ticker(_Unsaved, tune.Callback):
-    """Lets the search's listeners work between results, and the gangs follow the cluster."""
+    """Calls `between_steps` whenever nothing else is going on in Tune's loop."""
 
-    def __init__(self, search: Search, gangs: Gangs):
-        self._search, self._gangs = search, gangs
+    def __init__(self, between_steps: Callable[[], None]):
+        self._between_steps = between_steps
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         """Tune's loop went round once, at the latest after 0.1 s.
 
         `trials` is the list that Tune itself goes through several times a trial: what is over leaves it.
         """
-        self._search.tick()
-        self._gangs.look_after()
+        self._between_steps()
         if len(trials) > REMEMBERED:
             trials[:] = [trial for trial in trials if trial.status != Trial.TERMINATED]
