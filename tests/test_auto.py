@@ -11,11 +11,12 @@ from scipy.stats import qmc
 from search_spaces import Choice, Float, Int, Space
 from trainables.order import Failure
 from tuning.experiment import Experiment
-from tuning.search.auto import Auto, expected_gain
+from tuning.search.auto import Auto
 from tuning.search.encoding import Encoding
 from tuning.search.gaussian_process import GaussianProcess
 from tuning.search.proposers import Observed
 from tuning.search.ranking import Standing
+from tuning.search.worth import expected_gain, highest_prices
 from tuning.simulation.simulator import simulate
 
 SPACE = Space(
@@ -105,33 +106,86 @@ def test_several_objectives_are_searched_along_the_front():
     assert max(xs) - min(xs) > 0.1, "the front runs from x = 0 to x = 0.3"
 
 
-def test_the_process_predicts_as_the_definition_has_it():
-    """Posterior of a Gaussian process by numpy's general solver, from the covariance in the docstring."""
+def test_units_and_outliers_of_a_loss_do_not_change_the_choices():
+    def epochs(curves):
+        return [(epoch.trial_id, epoch.epoch, epoch.config) for epoch in simulate(short, curves, gangs=2)]
+
+    def bad(trial_id, config, epoch, worst):
+        return {"loss": worst if config["k"] == "b" else bowl(trial_id, config, epoch)["loss"]}
+
+    short = problem(budget={"epochs": 60})
+    assert epochs(bowl) == epochs(lambda *asked: {"loss": 1024 * bowl(*asked)["loss"]})
+    assert epochs(lambda *asked: bad(*asked, 1e9)) == epochs(lambda *asked: bad(*asked, 1e30))
+
+
+def test_a_constraint_is_kept_before_the_loss_counts():
+    constrained = problem(budget={"epochs": 150}, constraints=[{"metric": "other", "max": 0.2}])
+    last = configs(constrained)[-10:]
+    assert sum(c["x"] <= 0.2 for c in last) >= 6
+    near = [c for c in last if 0.05 < c["x"] <= 0.25 and abs(c["y"] - 0.8) < 0.2 and c["k"] == "a"]
+    assert len(near) >= 6, "the bound is where the loss is least"
+
+
+def by_definition(process, a, t, b, u):
+    """float64 [len(a), len(b)]: the covariance that the docstring of the process states, by numpy alone."""
+    values = np.exp(process.parameters.numpy())
+    l1, l2, (s1, s2, r, s3, q, *_) = values[:2], values[2:4], values[4:]
+
+    def matern(lengths):
+        d = math.sqrt(5) * np.linalg.norm((a[:, None] - b[None]) / lengths, axis=-1)
+        return (1 + d + d**2 / 3) * np.exp(-d)
+
+    apart = np.abs(t[:, None] - u[None])
+    always, then = s1 * matern(l1), s2 * matern(l2) * np.exp(-apart / r)
+    return always + then + s3 * np.exp(-((apart / q) ** 2) / 2)
+
+
+def noise(process, t):
+    """Diagonal matrix that is added where results are concerned."""
+    always, early = np.exp(process.parameters.numpy()[-2:])
+    return np.diag(always + early * (1 - t) + 1e-5)
+
+
+@pytest.fixture
+def process():
+    """One with parameters of its own that knows seven results; and those."""
     rng = np.random.default_rng(0)
-    points, times, losses = rng.random((7, 2)), rng.random(7), rng.standard_normal(7)
-    asked, at = rng.random((4, 2)), rng.random(4)
+    results = rng.random((7, 2)), rng.random(7), rng.standard_normal(7)
     process = GaussianProcess(2)
     process.parameters = torch.tensor(rng.standard_normal(len(process.parameters)) * 0.3)
-    process.condition(points, times, losses)
+    process.condition(*results)
+    return process, *results
 
-    values = np.exp(process.parameters.numpy())
-    l1, l2, (s1, s2, r, s3, q, noise) = values[:2], values[2:4], values[4:]
 
-    def covariance(a, t, b, u):
-        def matern(lengths):
-            d = math.sqrt(5) * np.linalg.norm((a[:, None] - b[None]) / lengths, axis=-1)
-            return (1 + d + d**2 / 3) * np.exp(-d)
-
-        apart = np.abs(t[:, None] - u[None])
-        always, then = s1 * matern(l1), s2 * matern(l2) * np.exp(-apart / r)
-        return always + then + s3 * np.exp(-((apart / q) ** 2) / 2)
-
-    known = covariance(points, times, points, times) + (noise + 1e-5) * np.eye(7)
-    across = covariance(asked, at, points, times)
+def test_the_process_predicts_as_the_definition_has_it(process):
+    process, points, times, losses = process
+    rng = np.random.default_rng(1)
+    asked, at = rng.random((4, 2)), rng.random(4)
+    known = by_definition(process, points, times, points, times) + noise(process, times)
+    across = by_definition(process, asked, at, points, times)
     mean, spread = process.predict(asked, at)
     assert np.allclose(mean, across @ np.linalg.solve(known, losses), atol=1e-5)
-    variance = s1 + s2 + s3 - np.einsum("ij,ji->i", across, np.linalg.solve(known, across.T))
-    assert np.allclose(spread**2, variance, atol=1e-5)
+    prior = np.diag(by_definition(process, asked, at, asked, at))
+    assert np.allclose(spread**2, prior - np.diag(across @ np.linalg.solve(known, across.T)), atol=1e-5)
+
+
+def test_what_a_result_will_tell_is_by_how_much_it_will_narrow_the_prediction(process):
+    """Each step's variance is what the prediction's own loses when a result at that time is known, too."""
+    process, points, times, losses = process
+    asked, at = np.array([[0.3, 0.6]]), np.array([0.3, 0.7, 1.0])
+    steps = process.futures(asked, at.tolist())[0]
+    variances = []
+    for count in range(3):
+        more = GaussianProcess(2)
+        more.parameters = process.parameters
+        more.condition(
+            np.concatenate([points, np.repeat(asked, count, axis=0)]),
+            np.concatenate([times, at[:count]]),
+            np.concatenate([losses, np.zeros(count)]),
+        )
+        variances.append(more.predict(asked, at[-1:])[1][0] ** 2)
+    assert np.allclose(steps[:2] ** 2, -np.diff(variances), atol=1e-5)
+    assert np.isclose(steps[2] ** 2, variances[-1], atol=1e-4)
 
 
 def test_fitting_raises_the_likelihood_and_finds_the_coordinate_that_matters():
@@ -146,7 +200,7 @@ def test_fitting_raises_the_likelihood_and_finds_the_coordinate_that_matters():
 def test_the_gain_of_one_objective_is_that_of_sampling():
     rng = np.random.default_rng(0)
     known, mean, spread = np.array([[0.5], [0.2]]), np.array([[0.1], [0.4]]), np.array([[0.3], [0.2]])
-    gains = expected_gain(known, mean, spread, rng)
+    gains = expected_gain(known, rng)(mean, spread)
     sampled = np.clip(0.2 - (mean + spread * rng.standard_normal((1, 200_000))), 0, None).mean(axis=1)
     assert np.allclose(gains, sampled, atol=2e-3)
 
@@ -155,11 +209,43 @@ def test_the_gain_of_one_objective_is_that_of_sampling():
 def test_the_gain_of_several_objectives_is_added_hypervolume(objectives):
     rng = np.random.default_rng(1)
     known, mean = rng.random((9, objectives)), rng.random((20, objectives))
-    gains = expected_gain(known, mean, np.full_like(mean, 1e-9), rng)
+    gains = expected_gain(known, rng)(mean, np.full_like(mean, 1e-9))
     reference = known.max(axis=0) + 0.1
     before = moocore.hypervolume(known, ref=reference)
     added = [moocore.hypervolume(np.vstack([known, point]), ref=reference) - before for point in mean]
     assert np.allclose(gains, added, atol=1e-6)
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3])
+def test_the_price_of_a_training_without_rungs_is_its_gain_by_epoch(objectives):
+    rng = np.random.default_rng(2)
+    gain = expected_gain(rng.standard_normal((5, objectives)), rng)
+    mean, spread = rng.standard_normal((6, objectives)), rng.uniform(0.5, 1, (6, objectives))
+    prices = highest_prices(mean, spread[:, None], [7], gain, rng)
+    assert np.allclose(np.exp(prices), gain(mean, spread) / 7, rtol=1e-5)
+
+
+def test_at_its_highest_price_a_training_with_a_rung_neither_wins_nor_loses():
+    """Played 400,000 times: pay for the rung, see what it tells, pay for the rest where that still wins."""
+    rng = np.random.default_rng(3)
+    best, mean, told, left, epochs = 0.2, 0.3, 0.5, 0.4, (1, 8)
+    gain = expected_gain(np.array([[best]]), rng)
+    (price,) = np.exp(highest_prices(np.array([[mean]]), np.array([[[told], [left]]]), epochs, gain, rng))
+    seen = mean + told * rng.standard_normal(400_000)
+    goes_on = gain(seen[:, None], np.array([[left]])) > price * epochs[1]
+    end = seen + left * rng.standard_normal(len(seen))
+    wins = np.where(goes_on, np.clip(best - end, 0, None) - price * epochs[1], 0) - price * epochs[0]
+    assert abs(wins.mean()) < 0.1 * price * epochs[0], "the integral is by six points, the play by chance"
+
+
+@pytest.mark.parametrize("objectives", [1, 2])
+def test_a_rung_that_tells_more_is_worth_more(objectives):
+    rng = np.random.default_rng(4)
+    gain = expected_gain(rng.standard_normal((4, objectives)), rng)
+    told = np.sqrt(np.array([0.1, 0.5, 0.9]))
+    steps = np.stack([told, np.sqrt(1 - told**2)], 1)[:, :, None].repeat(objectives, 2)
+    blind, some, much = highest_prices(np.zeros((3, objectives)), steps, [1, 8], gain, rng)
+    assert blind < some < much
 
 
 def test_points_are_as_far_apart_as_values_are():

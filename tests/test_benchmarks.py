@@ -328,7 +328,7 @@ def test_search(tiny_search, capsys):
     search.main()
     output = capsys.readouterr().out
     assert ratio("search", output) > 0
-    assert len(re.findall(r"^captune auto +\d", output, re.M)) == 3
+    assert len(re.findall(r"^captune auto +>?\d", output, re.M)) == 3
     assert re.search(r"^took \d+\.\d minutes$", output, re.M)
 
 

@@ -116,8 +116,7 @@ class Scheduler(Strict):
     """`auto`: the model of `search.algorithm: auto` promotes, too; beside another searcher, and with a budget
     of trials, it is `asha`."""
     min_epochs: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """No trial is paused or stopped by the scheduler before it; `auto`: a third of `max_epochs` for
-    `algorithm: auto`, a ninth for the others."""
+    """No trial is paused or stopped by the scheduler before it; `auto`: a ninth of `max_epochs`."""
     max_epochs: Annotated[int, Field(ge=1)] = 9
     """Epochs of a trial that passes every rung."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
@@ -135,7 +134,7 @@ class Scheduler(Strict):
     def rungs(self) -> tuple[int, ...]:
         """Epochs at which trials are compared: `min_epochs * reduction_factor**k` below `max_epochs`."""
         rungs = []
-        epoch = max(1, self.max_epochs // (3 if self.algorithm == "auto" else 9))
+        epoch = max(1, self.max_epochs // 9)
         if self.min_epochs != "auto":
             epoch = self.min_epochs
         while self.algorithm != "none" and epoch < self.max_epochs:

@@ -1,19 +1,18 @@
 """The search's own method: one model of all results decides what runs next, a new trial or a paused one.
 
 A Gaussian process over configurations and epochs predicts how good each configuration would be after its
-last epoch. Whenever a gang is free, what goes on is the paused trial, or the new configuration, from which
-the largest improvement on the best is expected there, a paused trial's weighed by how little training is
-left for it (freeze and thaw, Swersky et al. 2014; DyHPO, Wistuba et al. 2022). A trial that goes on does so
-until its next rung.
+last epoch, and how much of that each rung on the way will tell (freeze and thaw, Swersky et al. 2014).
+Whenever a gang is free, what goes on until its next rung is the paused trial, or the new configuration, whose
+epochs are worth most (`tuning/search/worth.py`): where early epochs tell the truth many trials begin and few
+go on, where they mislead those that begin go on.
 
+* The first trials are random draws and run to the last rung: from them the rungs' worth is learnt.
 * A twentieth of the decisions are random draws and as many the promotions that ASHA would make, so that no
   error of the model lasts.
-* With enough full trainings, only these are learnt from, and new trials run to their end: by then the
-  model knows better than low rungs where to look, and they cannot mislead it. Not so beside another
-  scheduler, where this file only proposes: all results are learnt from.
-* What is compared are ranks, not figures: outliers and units do not matter, and constraints come first
-  (feasibility first, Deb et al. 2002). Of several objectives each has a process of its own, and the
-  improvement is of the hypervolume (Emmerich et al. 2006).
+* Losses are modelled on a scale of their own that is cut off above: neither units nor outliers matter.
+  Constraints come first (feasibility first, Deb et al. 2002). Of several objectives each has a process of
+  its own, and the improvement is of the hypervolume.
+* Beside another scheduler this file only proposes, what is expected to improve most in the end.
 
 All of it is a function of what was observed, in the order in which it was: a restarted driver decides what
 the first one would have. This file knows neither Ray nor files.
@@ -30,29 +29,27 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 from search_spaces import Space
 from tuning.search.encoding import Encoding
 from tuning.search.gaussian_process import GaussianProcess
 from tuning.search.proposers import Observed, Proposal
-from tuning.search.ranking import Standing, best_first, front, hypervolume
+from tuning.search.ranking import Standing, best_first
 from tuning.search.scheduler import Decision, PromotingAsha, Scheduler
+from tuning.search.worth import Gain, expected_gain, highest_prices
 
 Array = NDArray[np.float64]
 
-#: Trials that are drawn at random before the first is modelled.
-STARTUP = 4
+#: Trials that are drawn at random, and are not paused below the last rung, before any is modelled.
+STARTUP = 8
 #: Share of decisions that are random draws, and share that are ASHA's promotions.
 RANDOM, BY_RANK = 0.05, 0.05
-#: Full trainings from which on nothing else is learnt from.
-FULL_TRAININGS = 10
-#: Candidates: as many independent draws as neighbours of the best.
-CANDIDATES, LEADERS = 150, 8
+#: Of the scale of losses: units below the median that the best can be, and above it that the worst counts.
+BEST, BAD = 3.0, 2.0
+#: Candidates: as many independent draws as neighbours of the best; of so many the epochs are priced.
+CANDIDATES, LEADERS, PRICED = 150, 8, 24
 #: Parameters are fitted again when there are so many times as many results, in so many steps.
 REFIT, STEPS = 1.3, 15
-#: Draws behind the expected gain of hypervolume.
-SAMPLES = 64
 #: Most results in the model, and decisions after which it is asked more and more seldom: both bound its cost.
 MODELLED, ALWAYS = 300, 1000
 
@@ -144,21 +141,20 @@ class Auto(Scheduler):
         config = self._choose().config
         if config is None:  # the choice was a paused trial, but its promotion was not asked for
             config = self._encoding.draw(self._rng(), 1)[0]
-        # Remembered with the trial as its generation: 1 where it is to run to its end.
-        return Proposal(config, generation=int(self._full_trainings() >= FULL_TRAININGS))
+        return Proposal(config)
 
     # As a scheduler.
 
     def report(self, trial_id: str, epoch: int, standing: Standing) -> Decision:
-        """Pause a trial at its rung, unless it was started to run to its end."""
+        """Pause a trial at its rung, unless it is one of the first."""
         if epoch not in self._levels:
             return Decision("continue")
         number = int(trial_id)
         self._waiting.pop(number, None)
         self._arrivals[number, epoch] = None
         decision = self._asha.report(trial_id, epoch, standing)
-        if decision.action == "pause" and self._observed[number].generation:
-            return Decision("continue", f"rung {decision.rung}: started to run to its end", decision.rung)
+        if decision.action == "pause" and self._passes(number, epoch):
+            return Decision("continue", f"rung {decision.rung}: one of the first trials", decision.rung)
         if decision.action == "pause":
             self._waiting[number] = epoch
         return decision
@@ -218,27 +214,58 @@ class Auto(Scheduler):
         results = self._results(len(self._arrivals))
         processes = self._model(results)
         seen = self._compared(results)
-        mean, spread = _predict(processes, np.array([self._point(number) for number in seen]))
+        mean, _ = _predict(processes, np.array([self._point(number) for number in seen]))
+        gain = expected_gain(mean, rng)
         leaders = [seen[index] for index in best_first([Standing(tuple(row)) for row in mean])[:LEADERS]]
         candidates = self._encoding.draw(rng, CANDIDATES)
         candidates += [
             self._encoding.near(self._trial(leaders[rng.integers(len(leaders))]).config, rng)
             for _ in range(CANDIDATES)
         ]
-        waiting = [index for index, number in enumerate(seen) if number in self._waiting]
-        new_mean, new_spread = _predict(processes, self._encoding.points(candidates))
-        gains = expected_gain(
-            mean,
-            np.concatenate([mean[waiting], new_mean]),
-            np.concatenate([spread[waiting], new_spread]),
-            rng,
-        )
-        left = [1 - self._waiting[seen[index]] / self._levels[-1] for index in waiting]
-        gains[: len(waiting)] /= left
-        chosen = int(gains.argmax())
-        if chosen < len(waiting):
-            return _Choice(paused=seen[waiting[chosen]])
-        return _Choice(config=candidates[chosen - len(waiting)])
+        price, chosen = self._dearest(processes, self._encoding.points(candidates), 0, gain, rng)
+        choice = _Choice(config=candidates[chosen])
+        for epoch in sorted({self._waiting[number] for number in seen if number in self._waiting}):
+            numbers = [number for number in seen if self._waiting.get(number) == epoch]
+            points = np.array([self._point(number) for number in numbers])
+            other, chosen = self._dearest(processes, points, epoch, gain, rng)
+            if other > price:
+                price, choice = other, _Choice(paused=numbers[chosen])
+        return choice
+
+    def _dearest(
+        self,
+        processes: Sequence[GaussianProcess],
+        points: Array,
+        epoch: int,
+        gain: Gain,
+        rng: np.random.Generator,
+    ) -> tuple[float, int]:
+        """Of trainings at `points` that have `epoch` epochs behind them, the one that may cost most, as a
+        logarithm, and its index. Beside another scheduler epochs are not ours to spare: the largest gain."""
+        mean, spread = _predict(processes, points)
+        gains = gain(mean, spread)
+        if not self._decides:
+            return float(gains.max()), int(gains.argmax())
+        best = np.argsort(-gains, kind="stable")[:PRICED]
+        stops = self._stops(epoch, len(self._observed))
+        times = [self._time(each) for each in stops]
+        steps = np.stack([process.futures(points[best], times) for process in processes], -1)
+        prices = highest_prices(mean[best], steps, np.diff([epoch, *stops]).tolist(), gain, rng)
+        return float(prices.max()), int(best[prices.argmax()])
+
+    def _stops(self, epoch: int, next_number: int) -> list[int]:
+        """Levels after `epoch` where a trial stops, at most three: the first, the last but one, the last."""
+        left = [level for level in self._levels if level > epoch]
+        if epoch == 0:
+            left = [level for level in left if not self._passes(next_number, level)]
+        return left if len(left) < 4 else [left[0], *left[-2:]]
+
+    def _passes(self, number: int, level: int) -> bool:
+        """Whether a trial does not stop at this level: one of the first, below the last rung."""
+        return number < STARTUP and level < self._levels[-2:][0]
+
+    def _time(self, epoch: int) -> float:
+        return math.log1p(epoch) / math.log1p(self._levels[-1])
 
     def _compared(self, results: _Results) -> list[int]:
         """Trials whose end is predicted: the model's own, and the best of those that wait."""
@@ -285,15 +312,7 @@ class Auto(Scheduler):
         """Of the first `count` results those that are learnt from, at most MODELLED."""
         end = self._levels[-1]
         shown = list(self._arrivals)[:count]
-        full = [(number, epoch) for number, epoch in shown if epoch == end]
-        # Beside another scheduler only its favourites get there, too alike to learn from alone.
-        if self._decides and len(full) >= FULL_TRAININGS:
-            # Who failed before the end is no full training, but where it lies is worth knowing.
-            full += [(n, e) for n, e in shown if e < end and not self._standing(n, e).finite]
-            shown = [(number, end) for number, _ in full]
-            standings = [self._standing(number, epoch) for number, epoch in full]
-        else:
-            standings = [self._standing(number, epoch) for number, epoch in shown]
+        standings = [self._standing(number, epoch) for number, epoch in shown]
         if len(shown) > MODELLED:
             kept = _most_telling(standings)
             shown, standings = [shown[i] for i in kept], [standings[i] for i in kept]
@@ -337,9 +356,6 @@ class Auto(Scheduler):
             self._points[number] = self._encoding.points([self._trial(number).config])[0]
         return self._points[number]
 
-    def _full_trainings(self) -> int:
-        return sum(epoch == self._levels[-1] for _, epoch in self._arrivals)
-
     def _rng(self) -> np.random.Generator:
         return np.random.default_rng([self._seed, len(self._observed), len(self._arrivals)])
 
@@ -351,58 +367,24 @@ def _predict(processes: Sequence[GaussianProcess], points: Array) -> tuple[Array
 
 
 def _scores(standings: Sequence[Standing]) -> Array:
-    """float64 [n, objectives]: normal quantiles of the ranks of `standings` in each objective.
+    """float64 [n, objectives]: losses in each objective on a scale of their own, of mean 0 and variance 1.
 
-    What is infeasible ranks behind, by its violation; last what is not a number.
+    The unit is that of the middle half, or more where the best is far ahead of it; what is worse than the
+    median by BAD units counts as that bad. What is infeasible comes behind, by the rank of its violation;
+    last what is not a number.
     """
-    finite = np.array([standing.finite for standing in standings])
-    violation = np.array([standing.violation if standing.finite else 0.0 for standing in standings])
+    violations = np.array([standing.violation if standing.finite else math.inf for standing in standings])
+    behind = np.searchsorted(np.unique(violations), violations) / len(violations)
+    feasible = violations == 0
     columns = []
     for losses in np.array([standing.losses for standing in standings]).T:
-        order = np.lexsort((np.where(finite, losses, 0.0), violation, ~finite))
-        ranks = np.empty(len(order))
-        ranks[order] = np.arange(len(order))
-        columns.append(norm.ppf((ranks + 0.5) / len(ranks)))
+        scores = BAD + behind
+        if feasible.any():
+            best, first, median, third = np.quantile(losses[feasible], (0, 0.25, 0.5, 0.75))
+            unit = max((third - first) / 1.35, (median - best) / BEST) or 1.0
+            scores[feasible] = np.minimum((losses[feasible] - median) / unit, BAD)
+        columns.append((scores - scores.mean()) / (scores.std() or 1.0))
     return np.stack(columns, 1)
-
-
-def expected_gain(known: Array, mean: Array, spread: Array, rng: np.random.Generator) -> Array:
-    """float64 [m]: by how much normal variables improve on `known` on average, nothing where they are worse.
-
-    Of one objective the improvement on the least (Jones et al. 1998), of several the hypervolume that is
-    added, from a reference beyond all that is known, by SAMPLES draws, the same ones for all.
-
-    Args:
-        known: float64 [n, objectives].
-        mean: float64 [m, objectives].
-        spread: float64 [m, objectives], standard deviations.
-    """
-    if known.shape[1] == 1:
-        z = (known.min() - mean[:, 0]) / spread[:, 0]
-        return spread[:, 0] * (z * norm.cdf(z) + norm.pdf(z))
-    reference = known.max(axis=0) + 0.1
-    best = known[front(known)]
-    draws = rng.standard_normal((SAMPLES, known.shape[1]))
-    sampled = mean[:, None, :] + spread[:, None, :] * draws[None]  # [m, SAMPLES, objectives]
-    if known.shape[1] == 2:
-        return _added_area(best, sampled, reference).mean(axis=1)
-    before = hypervolume(best, reference)
-    return np.array(
-        [
-            np.mean([hypervolume(np.vstack([best, point]), reference) - before for point in draws_of])
-            for draws_of in sampled[:, : SAMPLES // 4]
-        ]
-    )
-
-
-def _added_area(best: Array, points: Array, reference: Array) -> Array:
-    """float64 [...]: area that each of `points` [..., 2] alone adds to that of the front `best` [n, 2]."""
-    stairs = best[best[:, 0].argsort()]
-    left = np.concatenate([[-np.inf], stairs[:, 0]])
-    right = np.concatenate([stairs[:, 0], [reference[0]]])
-    top = np.concatenate([[reference[1]], stairs[:, 1]])
-    width = np.clip(right - np.maximum(left, points[..., :1]), 0, None)
-    return (width * np.clip(top - points[..., 1:], 0, None)).sum(-1)
 
 
 def _most_telling(standings: Sequence[Standing]) -> list[int]:

@@ -43,7 +43,7 @@ class Observed:
     failed: bool = False
     """It diverged, failed or ran out of memory."""
     generation: int = 0
-    """Of a population method; `auto` marks with 1 a trial that runs to its end."""
+    """Of a population method."""
     parent: str | None = None
     """trial_id of the trial from whose checkpoint it started; None: from nothing."""
     parent_epoch: int = 0
