@@ -91,7 +91,7 @@ def test_a_frozen_cnn_is_refused_in_the_trial_where_no_condition_kept_it_out():
 
 
 def test_the_readme_tells_it_in_full():
-    text = (Path(__file__).parent.parent / "README.md").read_text()
+    text = (Path(__file__).parent.parent / "tuning" / "README.md").read_text()
     told = text.split("`architecture`, for")[1].split(".\n")[0]
     names = set(re.findall(r"`([\w.]+)`", told))
     assert names >= set(SPACE)

@@ -1,4 +1,4 @@
-"""README.md says what the code does: keys, defaults, columns, commands, files, examples."""
+"""The READMEs say what the code does: keys, defaults, columns, commands, files, examples."""
 
 import ast
 import importlib
@@ -20,14 +20,19 @@ from tuning.experiment_file import read_experiment_file
 from tuning.tables import schema
 
 ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "README.md").read_text()
 PACKAGES = ("search_spaces", "trainables", "tuning", "cluster", "benchmarks", "examples")
+TEXTS = {
+    folder: (folder / "README.md").read_text()
+    for folder in [ROOT, *(ROOT / package for package in PACKAGES)]
+    if (folder / "README.md").exists()
+}
+TEXT = "\n".join(TEXTS.values())
 
 
-def section(heading):
+def section(heading, text=TEXT):
     """The text under the heading that begins so, up to the next heading."""
-    found = re.search(rf"^(#+) {re.escape(heading)}.*?$(.*?)(?=^#+ |\Z)", TEXT, re.M | re.S)
-    assert found, f"README.md has no heading {heading!r}"
+    found = re.search(rf"^(#+) {re.escape(heading)}.*?$(.*?)(?=^#+ |\Z)", text, re.M | re.S)
+    assert found, f"no README has a heading {heading!r}"
     return found[2]
 
 
@@ -144,15 +149,18 @@ def test_every_column_is_explained(heading, columns):
 
 
 def mapped():
-    """Paths in the map, folders with a slash at their end."""
-    (block,) = re.findall(r"^```\n(.*?)^```$", section("Map"), re.M | re.S)
-    paths, stack = [], []
-    for line in block.splitlines():
-        indent, name = re.match(r"( *)(\S+)", line).groups()
-        assert re.match(r" *\S+ {2,}\S", line), f"a path and what it is: {line!r}"
-        del stack[len(indent) // 2 :]
-        paths.append("".join([*stack, name]))
-        stack.append(name)
+    """Paths in the maps, folders with a slash at their end; a folder's README maps that folder."""
+    paths = []
+    for folder, text in TEXTS.items():
+        (block,) = re.findall(r"^```\n(.*?)^```$", section("Map", text), re.M | re.S)
+        stack = [] if folder == ROOT else [f"{folder.name}/"]
+        depth = len(stack)
+        for line in block.splitlines():
+            indent, name = re.match(r"( *)(\S+)", line).groups()
+            assert re.match(r" *\S+ {2,}\S", line), f"a path and what it is: {line!r}"
+            del stack[depth + len(indent) // 2 :]
+            paths.append("".join([*stack, name]))
+            stack.append(name)
     return paths
 
 
@@ -170,9 +178,20 @@ def test_what_the_map_names_is_there():
     assert [path for path in mapped() if not (ROOT / path).exists()] == []
 
 
+def anchors(text):
+    """What links into a text may name: its headings, as GitHub writes them."""
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_lead_somewhere():
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", TEXT) if "://" not in link]
-    assert links and [link for link in links if not (ROOT / link).exists()] == []
+    for folder, text in TEXTS.items():
+        links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+        assert links or folder.name == "benchmarks"
+        for path, _, anchor in (link.partition("#") for link in links):
+            target = (folder / path).resolve()
+            assert target.exists(), f"{folder.name}: {path}"
+            assert not anchor or anchor in anchors(target.read_text()), f"{folder.name}: {path}#{anchor}"
 
 
 def commands():
