@@ -26,8 +26,9 @@ from tuning.interruption import Interruption
 from tuning.resuming import history
 from tuning.search.budget import BudgetGuard
 from tuning.search.scheduler import Scheduler
-from tuning.search.search import Run, Search
+from tuning.search.search import Search
 from tuning.search.searcher import Searcher
+from tuning.search.trial import Run
 from tuning.tables.checkpoints import CheckpointFolders, CheckpointKeeper
 from tuning.tables.lineage import trial_seed
 from tuning.tables.mirror import Mirror

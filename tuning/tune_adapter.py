@@ -21,7 +21,8 @@ from ray.tune.search import Searcher as TuneSearcherBase
 from trainables.order import Failure, Moved, Order, Report
 from trainables.patience import StorageFailed
 from tuning.gangs.gangs import Gangs
-from tuning.search.search import Run, Search
+from tuning.search.search import Search
+from tuning.search.trial import Run
 
 WAIT_S = 0.1  # between two looks for a gang that has room
 REMEMBERED = 200  # trials of which Tune may keep those that are over; more, and each next one costs more

@@ -31,7 +31,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -50,56 +49,16 @@ from tuning.events import (
 from tuning.experiment import Experiment, ExperimentError
 from tuning.search.budget import BudgetGuard
 from tuning.search.false_start import FalseStart
-from tuning.search.ranking import Standing, dominated
+from tuning.search.incumbent import Incumbent
+from tuning.search.ranking import Standing
 from tuning.search.scheduler import Decision, Scheduler
 from tuning.search.searcher import Searcher
+from tuning.search.trial import Run, Trial
 from tuning.tables.comparison import WENT_WRONG
 
 INTERRUPTED = "the run was interrupted"
 LOST = "the driver lost it"
 KEPT_FOR_THE_BEST = "what is left of the budget is kept for the best trial"
-
-
-@dataclass
-class Trial:
-    """A trial that is not over, as the search sees it."""
-
-    trial_id: str
-    config: Mapping[str, Any]
-    epoch: int = 0
-    """Epochs reported; of a fork at first those of its parent's checkpoint."""
-    parent: str | None = None
-    """trial_id of the trial from whose checkpoint it starts."""
-    parent_epoch: int = 0
-    attempt: int = 1
-    lost: int = field(default=0)
-    """How often a driver lost the trial (its actor or its node died)."""
-    slowest_epoch_s: float = 0.0
-    finite: bool = True
-    """Whether its last figures can be compared at all."""
-    halvings: int = 0
-    """How often its micro batch was halved, for lack of memory."""
-
-    @property
-    def new_fork(self) -> bool:
-        """Whether what it goes on from is still its parent's."""
-        return self.parent is not None and self.epoch == self.parent_epoch
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A trial to be run now, from the epoch after `epoch`."""
-
-    trial_id: str
-    config: Mapping[str, Any]
-    epoch: int
-    attempt: int
-    slowest_epoch_s: float
-    """Duration of its slowest epoch so far, seconds; 0.0 before the first."""
-    lost: int
-    """How often it was lost before."""
-    halvings: int
-    """How often its micro batch is halved, for lack of memory."""
 
 
 class Search:
@@ -146,10 +105,7 @@ class Search:
         self._waiting: deque[str] = deque()  # to be taken up again, in this order
         self._to_the_end: set[str] = set()  # paused at no rung any more
         self._next: Trial | None = None  # chosen, not handed out yet
-        self._bests: dict[str, Standing] = {}  # by trial_id, of every trial that did not go wrong
-        self._leader: str | None = None
-        self._front: list[Standing] = []
-        self._gained = False  # a better best since the last trial left its gang
+        self._incumbent = Incumbent()
         self._false_start = FalseStart()
 
     # What a driver calls.
@@ -411,7 +367,7 @@ class Search:
 
     def _unfinished_best(self) -> Trial | None:
         """The best trial, if it neither is over nor runs: from here on it stops at no rung."""
-        trial = self._trials.get(self._leader) if self._leader else None
+        trial = self._trials.get(self._incumbent.trial_id or "")
         if trial is None or trial.trial_id in self._running:
             return None
         if trial.trial_id in self._waiting:
@@ -425,12 +381,13 @@ class Search:
 
         `but`: that trial, if it has just reported and so is not in the middle of an epoch.
         """
-        if self._leader is None:
+        best = self._incumbent.trial_id
+        if best is None:
             return True
         running = self._running - {but}
         done = [epoch + 1, *(self._trials[each].epoch + 1 for each in running)]
-        if self._leader in self._trials and self._leader not in running:
-            done.append(self._trials[self._leader].epoch)
+        if best in self._trials and best not in running:
+            done.append(self._trials[best].epoch)
         return self._budget.has_room_for(self._max_epochs - min(done), in_flight=len(running))
 
     # What becomes of a trial.
@@ -448,7 +405,7 @@ class Search:
         )
         trial.finite = standing.finite
         self._searcher.report(trial.trial_id, trial.epoch, standing, violations)
-        self._compare(trial.trial_id, standing)
+        self._incumbent.compare(trial.trial_id, standing)
         return self._scheduler.report(trial.trial_id, trial.epoch, standing)
 
     def _carry_out(self, trial: Trial, decision: Decision) -> Decision:
@@ -471,26 +428,19 @@ class Search:
         elif self._budget.exhausted:
             decision = Decision("pause", self._budget.why_exhausted, decision.rung)
             self._put_aside(trial, decision.reason)
-        elif trial.trial_id != self._leader and not self._has_room(trial.epoch, but=trial.trial_id):
+        elif trial.trial_id != self._incumbent.trial_id and not self._has_room(
+            trial.epoch, but=trial.trial_id
+        ):
             decision = Decision("pause", KEPT_FOR_THE_BEST, decision.rung)
             self._put_aside(trial, decision.reason)
         else:
             decision = Decision("continue", decision.reason, decision.rung)
         return decision
 
-    def _compare(self, trial_id: str, standing: Standing) -> None:
-        """Take a result into the best of its trial, the best of all, and the front."""
-        if not standing.finite:
-            return
-        before = self._bests.get(trial_id)
-        if before is None or standing.key < before.key:
-            self._bests[trial_id] = standing
-        if self._leader is None or standing.key < self._bests[self._leader].key:
-            self._leader = trial_id
-            self._gained = True
-        if len(standing.losses) > 1 and not dominated(standing, self._front):
-            self._front = [each for each in self._front if not dominated(each, [standing])] + [standing]
-            self._gained = True
+    def _may_go_on(self, trial: Trial) -> bool:
+        """Whether the budget bears another epoch of it, and the best to its end."""
+        best = trial.trial_id == self._incumbent.trial_id
+        return best or self._has_room(trial.epoch, but=trial.trial_id)
 
     def _missing_objective(self, report: Report) -> str | None:
         if report.epoch not in self._full_epochs:
@@ -517,10 +467,8 @@ class Search:
         del self._trials[trial.trial_id]
         self._searcher.finish(trial.trial_id, state)
         self._scheduler.drop(trial.trial_id)
-        if state in WENT_WRONG and trial.trial_id in self._bests:
-            del self._bests[trial.trial_id]
-            best = min(self._bests, key=lambda name: self._bests[name].key, default=None)
-            self._leader = best  # what went wrong is never recommended, however good it was before
+        if state in WENT_WRONG:
+            self._incumbent.forget(trial.trial_id)  # never recommended, however good it was before
 
     def _put_aside(self, trial: Trial, reason: str) -> None:
         """Not the scheduler's pause: the trial goes on as soon as anything may."""
@@ -533,8 +481,7 @@ class Search:
         self._left_its_gang()
 
     def _left_its_gang(self) -> None:
-        self._budget.trial_over(self._gained)
-        self._gained = False
+        self._budget.trial_over(self._incumbent.take_gain())
 
     def _started(self, trial: Trial) -> TrialStarted:
         return TrialStarted(

@@ -18,8 +18,9 @@ from tuning.events import Listener
 from tuning.experiment import Experiment
 from tuning.search.budget import BudgetGuard
 from tuning.search.proposers import Proposer
-from tuning.search.search import Run, Search
+from tuning.search.search import Search
 from tuning.search.strategies import open_strategy
+from tuning.search.trial import Run
 
 #: (trial_id, configuration, epoch) -> figures of that epoch with its `seconds`, or the failure in it.
 Curves = Callable[[str, Mapping[str, Any], int], Mapping[str, float] | Failure]
