@@ -154,7 +154,6 @@ def test_what_the_smallest_keep_is_of_the_best_method_by_its_mean():
 @pytest.mark.slow  # trains
 @pytest.mark.timeout(120)
 def test_forking(tiny_forks, monkeypatch, capsys):
-    monkeypatch.setattr(forking, "FINE_TUNE_EPOCHS", 1)
     monkeypatch.setattr(forking, "METHODS", ((("int8",), (0.5,)), (("prune_units",), (0.5,))))
     forking.main()
     output = capsys.readouterr().out
