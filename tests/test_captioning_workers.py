@@ -28,7 +28,14 @@ COURSES = {
     "units of a child": ({"compression.method": "prune_units+int4", "compression.ratio": 0.9}, True),
     "shared": ({"compression.method": "share", "decoder": "transformer", "decoder_layers": 2}, False),
     "student": ({"compression.method": "distil", "compression.ratio": 0.5}, True),
-    "pruned student": ({"compression.method": "distil+prune+int8", "compression.ratio": 0.9}, True),
+    "pruned student": (
+        {
+            "compression.method": "distil+prune+int8",
+            "compression.ratio": 0.9,
+            "compression.teacher_captions": 0.5,
+        },
+        True,
+    ),
     "frozen": ({**FROZEN, "compression.method": "prune+int4", "compression.ratio": 0.85}, False),
     "student of a frozen": ({**FROZEN, "compression.method": "distil+int8", "compression.ratio": 0.75}, True),
 }

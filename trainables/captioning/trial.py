@@ -22,6 +22,7 @@ from trainables.captioning.compress.artefact import size_bytes
 from trainables.captioning.compress.hold import hold
 from trainables.captioning.compress.measure import COST, measure
 from trainables.captioning.compress.teacher import teacher_outputs
+from trainables.captioning.compress.teacher_captions import with_teacher_captions
 from trainables.captioning.data import cache
 from trainables.captioning.data.cache import CaptionData
 from trainables.captioning.data.features import cached_features
@@ -112,7 +113,7 @@ class Captioning:
         self.settings = check.read_settings(config)
         self.device = torch.device(context.device)
         data_settings = check.read_data_settings(context.data)
-        self.data = _open_data(data_settings, context.cpus)
+        self.data = self.lessons = _open_data(data_settings, context.cpus)
         self.parent = self.settings.compression.parent
         if self.parent is not None:
             self.settings = children.inherited(self.parent, self.settings.compression, self.data)
@@ -153,7 +154,7 @@ class Captioning:
         # Per epoch and worker: a resumed trial draws what it would have drawn, without any stored state.
         self._seed(self.epoch, self.context.rank)
         steps = train_steps(
-            self.data,
+            self.lessons,
             rank=self.context.rank,
             world_size=self.context.world_size,
             epoch=trained_epochs,
@@ -261,8 +262,11 @@ class Captioning:
         teacher = self._whole().to(self.device)
         if check.caches_features(self.settings):
             features = cached_features(self.data, teacher.encoder, device=self.device)
+        compression = self.settings.compression
+        if share := compression.teacher_captions:
+            self.lessons = with_teacher_captions(self.data, teacher, features, self.device, share=share)
         self.trainer.teacher = teacher_outputs(
-            self.data, teacher, features, self.device, temperature=self.settings.compression.temperature
+            self.lessons, teacher, features, self.device, temperature=compression.temperature
         )
 
     def _features(self) -> Features:

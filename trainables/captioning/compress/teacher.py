@@ -90,7 +90,7 @@ def teacher_outputs(
         temperature: by which logits are divided; above 1 tells more of the less probable words.
     """
     kept = min(KEPT, data.tokenizer.vocabulary_size - 1)
-    told = f"{VERSION}/{data.key}/{_fingerprint(teacher)}/{kept}/{temperature!r}"
+    told = f"{VERSION}/{data.key}/{fingerprint(teacher)}/{kept}/{temperature!r}"
     folder = data.folder / f"teacher-{hashlib.blake2b(told.encode(), digest_size=12).hexdigest()}"
     captions = data.captions_of("train")
     starts = np.zeros(len(data.lengths), dtype=np.int64)
@@ -144,7 +144,7 @@ def _outcomes(logits: Tensor, ids: Tensor) -> Tensor:
     return torch.cat([logits.gather(-1, ids), rest], -1)
 
 
-def _fingerprint(teacher: Captioner) -> str:
+def fingerprint(teacher: Captioner) -> str:
     """Hash of everything that decides what the teacher says: its architecture and its weights."""
     digest = hashlib.sha256(
         f"{teacher.settings.model_dump_json(include=_TELLING)} {teacher.image_size}".encode()
