@@ -2,8 +2,8 @@
 
 Captune's `auto` (searcher and scheduler as shipped) against Ray's own ASHA with its OptunaSearch, and random
 search: the same space, the same epochs, one trial at a time on one thread, in one process without Ray
-(`trained/searches.py`), so that an epoch costs the same under every method. Each method has a trial evaluated
-in full, which is what CIDEr costs, at its own rungs only: with 9 epochs Captune's is 3, Ray's 1 and 3.
+(`trained/searches.py`), so that an epoch costs the same under every method. ASHA and Captune have a trial
+evaluated in full, which is what CIDEr costs, at the same rungs, after 1 and 3 of 9 epochs.
 The figure is the best CIDEr so far on the validation split, of any trial at a rung or its end: what a
 user would ship. Worker-seconds are processor time, which waiting does not add to, but which work beside it
 makes up to twice as long: they want a quiet machine, epochs do not. Their shares are of what the cheapest
