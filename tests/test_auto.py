@@ -11,7 +11,7 @@ from scipy.stats import qmc
 from search_spaces import Choice, Float, Int, Space
 from trainables.order import Failure
 from tuning.experiment import Experiment
-from tuning.search.auto import Auto
+from tuning.search.auto import MODELLED, Auto, _most_telling
 from tuning.search.encoding import Encoding
 from tuning.search.gaussian_process import GaussianProcess
 from tuning.search.proposers import Observed
@@ -221,7 +221,7 @@ def test_the_price_of_a_training_without_rungs_is_its_gain_by_epoch(objectives):
     rng = np.random.default_rng(2)
     gain = expected_gain(rng.standard_normal((5, objectives)), rng)
     mean, spread = rng.standard_normal((6, objectives)), rng.uniform(0.5, 1, (6, objectives))
-    prices = highest_prices(mean, spread[:, None], [7], gain, rng)
+    prices = highest_prices(mean, spread[:, None], [7], gain)
     assert np.allclose(np.exp(prices), gain(mean, spread) / 7, rtol=1e-5)
 
 
@@ -230,7 +230,7 @@ def test_at_its_highest_price_a_training_with_a_rung_neither_wins_nor_loses():
     rng = np.random.default_rng(3)
     best, mean, told, left, epochs = 0.2, 0.3, 0.5, 0.4, (1, 8)
     gain = expected_gain(np.array([[best]]), rng)
-    (price,) = np.exp(highest_prices(np.array([[mean]]), np.array([[[told], [left]]]), epochs, gain, rng))
+    (price,) = np.exp(highest_prices(np.array([[mean]]), np.array([[[told], [left]]]), epochs, gain))
     seen = mean + told * rng.standard_normal(400_000)
     goes_on = gain(seen[:, None], np.array([[left]])) > price * epochs[1]
     end = seen + left * rng.standard_normal(len(seen))
@@ -244,7 +244,7 @@ def test_a_rung_that_tells_more_is_worth_more(objectives):
     gain = expected_gain(rng.standard_normal((4, objectives)), rng)
     told = np.sqrt(np.array([0.1, 0.5, 0.9]))
     steps = np.stack([told, np.sqrt(1 - told**2)], 1)[:, :, None].repeat(objectives, 2)
-    blind, some, much = highest_prices(np.zeros((3, objectives)), steps, [1, 8], gain, rng)
+    blind, some, much = highest_prices(np.zeros((3, objectives)), steps, [1, 8], gain)
     assert blind < some < much
 
 
@@ -269,27 +269,64 @@ def test_neighbours_are_in_the_space_and_mostly_near():
     assert np.median(distances) < 0.5 * np.median(far)
 
 
-def test_beside_another_scheduler_only_trials_that_may_change_are_searched_for_results():
-    """Else each proposal costs more than the one before, and thousands of trials cost hours."""
+def test_beside_another_scheduler_results_and_failures_are_learnt_in_the_order_in_which_they_came():
+    """And each report is looked at once: else thousands of trials would cost hours."""
+    auto = Auto(SPACE, 0, levels=(1, 9))
+    observed = [Observed(SPACE.at(dict.fromkeys(SPACE, 0.5)), {}) for _ in range(3)]
+    reported = []
+    auto.watch(observed, reported, decides=False)
 
-    class Results(dict):
-        looked = 0
+    def tell(number, epoch):
+        observed[number].results[epoch] = Standing((1.0,))
+        reported.append((number, epoch))
 
-        def __contains__(self, epoch):
-            Results.looked += 1
-            return super().__contains__(epoch)
+    for number, epoch in ((1, 1), (0, 1), (0, 2), (0, 9)):
+        tell(number, epoch)
+    auto.propose(3, observed)
+    observed[1].over = observed[1].failed = True
+    reported.append((1, 0))
+    tell(2, 1)
+    auto.propose(3, observed)
+    live = list(auto._arrivals)
+    assert live == [(1, 1), (0, 1), (0, 9), (1, 9), (2, 1)], "the failure counts at the rung that it missed"
+    resumed = Auto(SPACE, 0, levels=(1, 9))
+    resumed.watch(observed, reported, decides=False)
+    resumed.propose(3, observed)
+    assert list(resumed._arrivals) == live
 
-    auto = Auto(SPACE, 0, levels=(9,))
-    observed = [Observed(SPACE.at(dict.fromkeys(SPACE, 0.5)), Results(), over=True) for _ in range(60)]
-    for number, trial in enumerate(observed):
-        trial.results[9] = Standing((float(number),))
-    waits = Observed(SPACE.at(dict.fromkeys(SPACE, 0.1)), Results())
-    observed.append(waits)
-    auto.watch(observed, decides=False)
-    auto.propose(61, observed)
-    Results.looked = 0
-    auto.propose(61, observed)
-    assert Results.looked == 1, "the one that is not over"
-    waits.results[9] = Standing((-1.0,))
-    auto.propose(61, observed)
-    assert (60, 9) in auto._arrivals, "a result that came later is known"
+
+@pytest.mark.parametrize("objectives", [1, 2])
+def test_of_more_results_than_the_model_bears_the_best_are_kept(objectives):
+    rng = np.random.default_rng(0)
+    losses = rng.random((1000, objectives))
+    if objectives == 2:
+        losses[:, 1] = 1 - losses[:, 0]  # all on the front
+    standings = [Standing(tuple(row)) for row in losses.tolist()]
+    for index in range(0, 1000, 10):
+        standings[index] = Standing((math.nan,) * objectives)
+    kept = set(_most_telling(standings))
+    assert len(kept) <= MODELLED
+    older = losses[sorted(kept & set(range(1000 - MODELLED // 2)))]
+    if objectives == 1:
+        finite = [index for index in range(1000) if index % 10]
+        assert set(sorted(finite, key=lambda index: losses[index, 0])[: MODELLED // 2]) <= kept
+    else:
+        assert older[:, 0].min() < 0.05 and older[:, 0].max() > 0.95, "both ends of the front"
+
+
+def test_failures_of_earlier_experiments_count_as_such():
+    good = Observed(SPACE.at(dict.fromkeys(SPACE, 0.2)), {9: Standing((0.1,))}, over=True)
+    early = Observed(SPACE.at(dict.fromkeys(SPACE, 0.8)), {1: Standing((0.0,))}, over=True, failed=True)
+    never = Observed(SPACE.at(dict.fromkeys(SPACE, 0.9)), {}, over=True, failed=True)
+    auto = Auto(SPACE, 0, levels=(1, 9), earlier=[good, early, never])
+    assert set(auto._arrivals) == {(-1, 9), (-2, 1), (-2, 9), (-3, 1)}
+    assert not auto._standing(-2, 9).finite and not auto._standing(-3, 1).finite
+
+
+def test_who_knows_earlier_trials_pauses_the_first_new_one():
+    earlier = [Observed(SPACE.at({n: r for n in SPACE}), {1: Standing((r,)), 9: Standing((r,))}, over=True)
+               for r in np.linspace(0.1, 0.9, 8)]  # fmt: skip
+    for known, action in ((earlier, "pause"), (earlier[:3], "continue")):
+        auto = Auto(SPACE, 0, levels=(1, 3, 9), earlier=known)
+        auto.watch([Observed(SPACE.at(dict.fromkeys(SPACE, 0.5)), {})], [], decides=True)
+        assert auto.report("00000", 1, Standing((0.5,))).action == action

@@ -534,22 +534,48 @@ def test_killed_with_several_gangs_nothing_is_lost_or_done_twice(tmp_path, name,
     assert all(done == list(range(1, len(done) + 1)) for done in epochs_of(both).values())
 
 
-@pytest.mark.parametrize("algorithm", ["asha", "front"])
-def test_who_has_no_figures_since_its_rung_is_not_promoted_again_by_a_resumed_run(tmp_path, algorithm):
+@pytest.mark.parametrize("everywhere", [False, True], ids=["figures at rungs", "figures everywhere"])
+@pytest.mark.parametrize("algorithm", ["asha", "front", "auto"])
+def test_who_went_on_from_its_rung_is_not_promoted_again_by_a_resumed_run(tmp_path, algorithm, everywhere):
     """Between rungs captioning has no objective, so no result tells the scheduler that a trial went on."""
 
-    def at_rungs_only(run, epoch):
-        return figures(run, epoch) if epoch in (1, 3, 9) else {"worker_s": 60.0, "seconds": 60.0}
+    def curve(run, epoch):
+        told = everywhere or epoch in (1, 3, 9)
+        return figures(run, epoch) if told else {"worker_s": 60.0, "seconds": 60.0}
 
-    for limit in range(4, 16):
+    changes = {"scheduler": PROMOTING | {"algorithm": algorithm}}
+    if algorithm == "auto":  # the model promotes where trials are not what is counted
+        changes |= {"search": {"algorithm": "auto"}, "budget": {"epochs": 60}}
+    for limit in range(30, 50, 4) if algorithm == "auto" else range(4, 16):
         folder = tmp_path / f"{limit}"
         folder.mkdir()
         before, after = Recorder(), Recorder()
-        scheduler = PROMOTING | {"algorithm": algorithm}
-        drive(open_search(folder, before, scheduler=scheduler), limit, curve=at_rungs_only)
-        resumed = open_search(folder, after, scheduler=scheduler)
+        drive(open_search(folder, before, **changes), limit, curve=curve)
+        resumed = open_search(folder, after, **changes)
         resumed.replay(*as_tables(before.events))
-        drive(resumed, gangs=2, curve=at_rungs_only)  # asserts that nothing runs twice
+        drive(resumed, gangs=2, curve=curve)  # asserts that nothing runs twice
+
+
+@pytest.mark.parametrize("limit", [20, 27, 34, 38])
+@pytest.mark.parametrize("diverge", [False, True])
+def test_a_resumed_run_spends_the_budget_that_is_left_no_more_and_no_less(tmp_path, limit, diverge):
+    """One that was interrupted near the limit is finished, and an epoch that diverged was one."""
+
+    def curve(run, epoch):
+        value = math.nan if diverge and int(run.trial_id) % 2 and epoch == 3 else -float(run.trial_id)
+        return {"score": value, "seconds": 1.0}
+
+    changes = {"scheduler": {"algorithm": "none", "max_epochs": 9}, "budget": {"epochs": 40}}
+    whole, before, after = Recorder(), Recorder(), Recorder()
+    for name, recorder in (("whole", whole), ("resumed", before)):
+        (tmp_path / name).mkdir()
+        search = open_search(tmp_path / name, recorder, **changes)
+        drive(search, None if recorder is whole else limit, curve=curve)
+    resumed = open_search(tmp_path / "resumed", after, **changes)
+    resumed.replay(*as_tables(before.events))
+    drive(resumed, curve=curve)
+    done = [(event.trial_id, event.epoch) for event in (*before.of(EpochReported), *after.of(EpochReported))]
+    assert done == [(event.trial_id, event.epoch) for event in whole.of(EpochReported)]
 
 
 def test_a_resumed_search_has_the_rungs_and_the_paused_trials_of_the_first(tmp_path):

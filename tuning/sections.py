@@ -66,7 +66,7 @@ class Search(Strict):
     """Which configuration is tried next."""
 
     algorithm: Literal["auto", "random", "grid", "sobol", "tpe", "gp", "cmaes", "nsga2", "pbt"] = "auto"
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     """Decides every random choice of the run: suggestions, initial weights, order of the data."""
     startup_trials: Annotated[int, Field(ge=1)] = 10
     """Trials drawn at random before the first is modelled."""

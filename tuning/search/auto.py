@@ -8,7 +8,7 @@ go on, where they mislead those that begin go on.
 
 * The first trials are random draws and run to the last rung: from them the rungs' worth is learnt.
 * A twentieth of the decisions are random draws and as many the promotions that ASHA would make, so that no
-  error of the model lasts.
+  error of the model lasts. After ALWAYS trials these are ever more of them, so that no decision costs more.
 * Losses are modelled on a scale of their own that is cut off above: neither units nor outliers matter.
   Constraints come first (feasibility first, Deb et al. 2002). Of several objectives each has a process of
   its own, and the improvement is of the hypervolume.
@@ -119,18 +119,25 @@ class Auto(Scheduler):
             for epoch in self._levels
             if epoch in trial.results
         }
+        for index in range(len(earlier)):
+            self._remember_failure(-1 - index)
         self._waiting: dict[int, int] = {}  # number -> epoch of the rung at which it is paused
-        self._looked_at = 0  # how many trials were searched for results
-        self._changing: list[int] = []  # those of them that were not over
+        self._reported: Sequence[tuple[int, int]] = ()
+        self._looked_at = 0  # how many of those reports are taken in
         self._parameters: dict[int, Any] = {}  # of the process, by the number of results at their fit
         self._choice: tuple[Any, _Choice] | None = None  # with what it was made from
 
-    def watch(self, observed: Sequence[Observed], *, decides: bool) -> None:
+    def watch(
+        self, observed: Sequence[Observed], reported: Sequence[tuple[int, int]], *, decides: bool
+    ) -> None:
         """Learn from these trials, which somebody else keeps up to date; to be called once, first.
 
-        `decides`: whether this object is the scheduler, too, or only proposes.
+        Args:
+            observed: all trials, by number.
+            reported: number and epoch of every result, and number and 0 of every end, as they came.
+            decides: whether this object is the scheduler, too, or only proposes.
         """
-        self._observed, self._decides = observed, decides
+        self._observed, self._reported, self._decides = observed, reported, decides
 
     # As a proposer.
 
@@ -147,10 +154,10 @@ class Auto(Scheduler):
 
     def report(self, trial_id: str, epoch: int, standing: Standing) -> Decision:
         """Pause a trial at its rung, unless it is one of the first."""
+        self.went_on(trial_id, epoch)
         if epoch not in self._levels:
             return Decision("continue")
         number = int(trial_id)
-        self._waiting.pop(number, None)
         self._arrivals[number, epoch] = None
         decision = self._asha.report(trial_id, epoch, standing)
         if decision.action == "pause" and self._passes(number, epoch):
@@ -160,17 +167,16 @@ class Auto(Scheduler):
         return decision
 
     def next_promotion(self, *, or_new: bool = True) -> str | None:
-        """The paused trial from which more is expected than from any new one; ASHA's where none may start."""
-        if or_new:
-            paused = self._choose().paused
-            promoted = None if paused is None else f"{paused:05d}"
-        else:
-            promoted = self._asha.next_promotion()
-            while promoted is not None and int(promoted) not in self._waiting:  # the model was first
-                promoted = self._asha.next_promotion()
-        if promoted is not None:
-            self._waiting.pop(int(promoted), None)
-        return promoted
+        """The paused trial from which more is expected than from any new one.
+
+        `or_new` is no question here: this is no scheduler where trials are what is counted, and with any
+        other budget a new one may begin as long as anything may.
+        """
+        paused = self._choose().paused
+        if paused is None:
+            return None
+        self._waiting.pop(paused, None)
+        return f"{paused:05d}"
 
     def went_on(self, trial_id: str, epoch: int) -> None:
         """It does not wait any more, in ASHA's rungs neither."""
@@ -197,11 +203,14 @@ class Auto(Scheduler):
     def _decide(self, rng: np.random.Generator) -> _Choice:
         kind = rng.random()
         asked = rng.random() < ALWAYS / max(ALWAYS, len(self._observed))
-        if len({number for number, _ in self._arrivals}) < STARTUP or kind < RANDOM or not asked:
-            promoted = None if asked else self._asha.next_promotion()
-            return self._promoted(promoted) or _Choice(config=self._encoding.draw(rng, 1)[0])
-        if kind < RANDOM + BY_RANK and (chosen := self._promoted(self._asha.next_promotion())):
-            return chosen
+        begun = len({number for number, _ in self._arrivals})
+        if begun < STARTUP or kind < RANDOM:
+            return _Choice(config=self._encoding.draw(rng, 1)[0])
+        if not asked or kind < RANDOM + BY_RANK:
+            if chosen := self._promoted(self._asha.next_promotion()):
+                return chosen
+            if not asked:
+                return _Choice(config=self._encoding.draw(rng, 1)[0])
         return self._most_promising(rng)
 
     def _promoted(self, trial_id: str | None) -> _Choice | None:
@@ -222,23 +231,18 @@ class Auto(Scheduler):
             self._encoding.near(self._trial(leaders[rng.integers(len(leaders))]).config, rng)
             for _ in range(CANDIDATES)
         ]
-        price, chosen = self._dearest(processes, self._encoding.points(candidates), 0, gain, rng)
+        price, chosen = self._dearest(processes, self._encoding.points(candidates), 0, gain)
         choice = _Choice(config=candidates[chosen])
         for epoch in sorted({self._waiting[number] for number in seen if number in self._waiting}):
             numbers = [number for number in seen if self._waiting.get(number) == epoch]
             points = np.array([self._point(number) for number in numbers])
-            other, chosen = self._dearest(processes, points, epoch, gain, rng)
+            other, chosen = self._dearest(processes, points, epoch, gain)
             if other > price:
                 price, choice = other, _Choice(paused=numbers[chosen])
         return choice
 
     def _dearest(
-        self,
-        processes: Sequence[GaussianProcess],
-        points: Array,
-        epoch: int,
-        gain: Gain,
-        rng: np.random.Generator,
+        self, processes: Sequence[GaussianProcess], points: Array, epoch: int, gain: Gain
     ) -> tuple[float, int]:
         """Of trainings at `points` that have `epoch` epochs behind them, the one that may cost most, as a
         logarithm, and its index. Beside another scheduler epochs are not ours to spare: the largest gain."""
@@ -250,7 +254,7 @@ class Auto(Scheduler):
         stops = self._stops(epoch, len(self._observed))
         times = [self._time(each) for each in stops]
         steps = np.stack([process.futures(points[best], times) for process in processes], -1)
-        prices = highest_prices(mean[best], steps, np.diff([epoch, *stops]).tolist(), gain, rng)
+        prices = highest_prices(mean[best], steps, np.diff([epoch, *stops]).tolist(), gain)
         return float(prices.max()), int(best[prices.argmax()])
 
     def _stops(self, epoch: int, next_number: int) -> list[int]:
@@ -261,8 +265,8 @@ class Auto(Scheduler):
         return left if len(left) < 4 else [left[0], *left[-2:]]
 
     def _passes(self, number: int, level: int) -> bool:
-        """Whether a trial does not stop at this level: one of the first, below the last rung."""
-        return number < STARTUP and level < self._levels[-2:][0]
+        """Whether a trial does not stop at this level: one of the first of all, below the last rung."""
+        return number + len(self._earlier) < STARTUP and level < self._levels[-2:][0]
 
     def _time(self, epoch: int) -> float:
         return math.log1p(epoch) / math.log1p(self._levels[-1])
@@ -297,7 +301,6 @@ class Auto(Scheduler):
         milestone = STARTUP
         while milestone * REFIT <= len(self._arrivals):
             milestone = math.ceil(milestone * REFIT)
-        milestone = min(milestone, len(self._arrivals))
         if milestone not in self._parameters:
             results = self._results(milestone)
             fitted = []
@@ -310,7 +313,6 @@ class Auto(Scheduler):
 
     def _results(self, count: int) -> _Results:
         """Of the first `count` results those that are learnt from, at most MODELLED."""
-        end = self._levels[-1]
         shown = list(self._arrivals)[:count]
         standings = [self._standing(number, epoch) for number, epoch in shown]
         if len(shown) > MODELLED:
@@ -319,23 +321,21 @@ class Auto(Scheduler):
         return _Results(
             [number for number, _ in shown],
             np.array([self._point(number) for number, _ in shown]),
-            np.array([math.log1p(epoch) / math.log1p(end) for _, epoch in shown]),
+            np.array([self._time(epoch) for _, epoch in shown]),
             standings,
         )
 
     def _take_in_results(self) -> None:
-        """What another scheduler was told."""
-        known, self._looked_at = self._looked_at, len(self._observed)
-        numbers = [*self._changing, *range(known, self._looked_at)]
-        for number in numbers:
-            for epoch in self._levels:
-                if epoch in self._observed[number].results:
-                    self._arrivals[number, epoch] = None
-            self._remember_failure(number)
-        self._changing = [number for number in numbers if not self._observed[number].over]
+        """What another scheduler was told since the last time, in that order."""
+        for number, epoch in self._reported[self._looked_at :]:
+            if epoch in self._levels:
+                self._arrivals[number, epoch] = None
+            elif epoch == 0:
+                self._remember_failure(number)
+        self._looked_at = len(self._reported)
 
     def _remember_failure(self, number: int) -> None:
-        trial = self._observed[number]
+        trial = self._trial(number)
         if trial.failed:
             done = max(trial.results, default=0)
             missed = next((epoch for epoch in self._levels if epoch > done), self._levels[-1])
@@ -389,5 +389,5 @@ def _scores(standings: Sequence[Standing]) -> Array:
 
 def _most_telling(standings: Sequence[Standing]) -> list[int]:
     """Indices of the best half and the latest half of as many results as the model bears."""
-    best = sorted(range(len(standings)), key=lambda index: standings[index].key)[: MODELLED // 2]
+    best = best_first(standings)[: MODELLED // 2]
     return sorted({*best, *range(len(standings) - MODELLED // 2, len(standings))})

@@ -1,7 +1,8 @@
 """Configurations as points that a model of distances can work with.
 
 Numbers are scaled to 0 to 1 on their domain's own scale; a choice has a coordinate per value, so that all of
-its values are equally far apart; what is not active lies in the middle. Knows the search space only.
+its values are equally far apart; a number that is not active lies in the middle, a choice at none. Knows
+the search space only.
 """
 
 from __future__ import annotations

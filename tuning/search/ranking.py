@@ -52,8 +52,8 @@ def best_first(standings: Sequence[Standing]) -> list[int]:
 
 def best_of(standings: Sequence[Standing], candidates: Sequence[int]) -> int:
     """The best of the `candidates` (indices, at least one), where all `standings` set the measure."""
-    order = best_first(standings)
-    return next(index for index in order if index in set(candidates))
+    wanted = set(candidates)
+    return next(index for index in best_first(standings) if index in wanted)
 
 
 def dominated(standing: Standing, others: Iterable[Standing]) -> bool:

@@ -285,7 +285,8 @@ class Search:
     def _was_over(self, trial: Trial, state: TrialState) -> None:
         """During the replay: the table has the end of a trial here."""
         if state in WENT_WRONG:
-            self._budget.count_epoch(0.0, 0.0)
+            if trial.finite:  # else the epoch that went wrong is in the table, and counted
+                self._budget.count_epoch(0.0, 0.0)
             self._false_start.went_wrong(trial.trial_id, trial.epoch, "in an earlier run")
             self._left_its_gang()
         else:
@@ -316,11 +317,11 @@ class Search:
     def _choose(self) -> Trial | None:
         if self._budget.exhausted:
             return None
+        if (taken_up := self._take_up()) is not None:
+            return taken_up
         if not self._has_room(0):
             return self._unfinished_best()
         self._stop_paused()
-        if (taken_up := self._take_up()) is not None:
-            return taken_up
         promoted = self._scheduler.next_promotion(or_new=self._budget.may_start)
         if promoted is not None:
             return self._trials[promoted]
@@ -335,12 +336,13 @@ class Search:
             self._tell(TrialEnded(trial_id=trial_id, state="stopped", reason=reason, at=self._now()))
 
     def _take_up(self) -> Trial | None:
-        """The first that was interrupted or lost; a fork of which the parent has yet to come where it forks
-        (the tables of a killed driver did not know that it had) waits for it."""
+        """The first that was interrupted or lost and has room for its next epoch. A fork waits for its parent
+        to come where it forks, which the tables of a killed driver did not know that it had."""
         for trial_id in self._waiting:
             trial = self._trials[trial_id]
             parent = self._trials.get(trial.parent or "")
-            if not trial.new_fork or parent is None or parent.epoch >= trial.parent_epoch:
+            there = not trial.new_fork or parent is None or parent.epoch >= trial.parent_epoch
+            if there and self._has_room(trial.epoch):
                 self._waiting.remove(trial_id)
                 return trial
         return None

@@ -92,6 +92,8 @@ class Searcher:
         self._signs = [-1.0 if mode == "max" else 1.0 for mode in modes]
         self.observed: list[Observed] = []
         """All trials ever suggested, oldest first; kept up as they are reported."""
+        self.reported: list[tuple[int, int]] = []
+        """Number and epoch of every result, and number and 0 of every end, as they came."""
         directions = [optuna.study.StudyDirection[f"{mode.upper()}IMIZE"] for mode in modes]
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # else a line per study on the terminal
         self._study = optuna.create_study(
@@ -141,6 +143,7 @@ class Searcher:
                 Always in the same order. Those of the last report count.
         """
         self._find(trial_id).results[epoch] = standing
+        self.reported.append((int(trial_id), epoch))
         if len(self._signs) > 1:  # Optuna has no intermediate values for several objectives
             self._note(trial_id, f"values/{epoch}", self._values(standing))
         else:
@@ -162,6 +165,7 @@ class Searcher:
             raise ValueError(f"a trial ends as one of {', '.join(_OUTCOMES)}, but got {state!r}")
         observed = self._find(trial_id)
         observed.over, observed.failed = state != "paused", state in _WENT_WRONG
+        self.reported.append((int(trial_id), 0))
         trial = self._frozen(trial_id)
         if trial.state.is_finished():
             return

@@ -57,7 +57,7 @@ def open_strategy(
     if isinstance(proposer, Auto):
         # Where trials are what is counted, the model would train most of them to their end: it costs nothing.
         decides = experiment.scheduler.algorithm == "auto" and experiment.budget.trials is None
-        proposer.watch(searcher.observed, decides=decides)
+        proposer.watch(searcher.observed, searcher.reported, decides=decides)
         if decides:
             return searcher, proposer
     return searcher, make_scheduler(experiment)

@@ -22,20 +22,18 @@ Array = NDArray[np.float64]
 #: float64 [..., objectives] means and standard deviations -> float64 [...] expected improvements
 Gain = Callable[[Array, Array], Array]
 
-#: Points at which what a rung may tell is looked at: of one objective, and of two.
-NODES, DRAWN_NODES = 6, 8
+#: Points of each objective at which what a rung may tell is looked at, by how many objectives there are.
+NODES = {1: 6, 2: 3}
 #: Draws behind the expected gain of hypervolume.
 SAMPLES = 64
 #: Halvings of the interval in which the logarithm of a price is looked for, and its width.
 HALVINGS, WIDTH = 24, 30.0
 
 
-def highest_prices(
-    mean: Array, steps: Array, epochs: Sequence[float], gain: Gain, rng: np.random.Generator
-) -> Array:
+def highest_prices(mean: Array, steps: Array, epochs: Sequence[float], gain: Gain) -> Array:
     """float64 [M]: logarithm of the highest price of an epoch at which it pays to begin each of M trainings.
 
-    With three objectives and more, where each gain takes long, the rungs are left out of account.
+    With three objectives and more, where each gain takes long, it is that of a training without rungs.
 
     Args:
         mean: float64 [M, objectives], what is expected after the last epoch.
@@ -43,9 +41,10 @@ def highest_prices(
             rung on the way, and last how uncertain the end is then still.
         epochs: of each stage.
         gain: the expected improvement, of ends where nothing more will be learnt.
-        rng: where rungs of several objectives are sampled.
     """
-    nodes, weights = _nodes(mean.shape[1], rng)
+    if mean.shape[1] not in NODES:
+        steps, epochs = np.sqrt(np.square(steps).sum(axis=1, keepdims=True)), [sum(epochs)]
+    nodes, weights = _nodes(mean.shape[1])
     points = mean[:, None, :]  # [M, paths, objectives]
     for step in range(steps.shape[1] - 1):
         moved = points[:, :, None, :] + steps[:, None, None, step, :] * nodes
@@ -60,15 +59,12 @@ def highest_prices(
     return low
 
 
-def _nodes(objectives: int, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Standard normal points [Q, objectives] and their weights [Q]."""
-    if objectives == 1:
-        nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
-        return nodes[:, None], weights / weights.sum()
-    if objectives == 2:
-        half = rng.standard_normal((DRAWN_NODES // 2, 2))
-        return np.concatenate([half, -half]), np.full(DRAWN_NODES, 1 / DRAWN_NODES)
-    return np.zeros((1, objectives)), np.ones(1)
+def _nodes(objectives: int) -> tuple[Array, Array]:
+    """Standard normal points [Q, objectives] and their weights [Q]: a grid of Gauss and Hermite's."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(NODES.get(objectives, 1))
+    grid = np.stack(np.meshgrid(*[nodes] * objectives), -1).reshape(-1, objectives)
+    shares = np.stack(np.meshgrid(*[weights / weights.sum()] * objectives), -1).reshape(-1, objectives)
+    return grid, shares.prod(axis=1)
 
 
 def _value(ends: Array, price: Array, epochs: Sequence[float], weights: Array) -> Array:
@@ -95,8 +91,8 @@ def expected_gain(known: Array, rng: np.random.Generator) -> Gain:
 
     def volume(mean: Array, spread: Array) -> Array:
         sampled = mean[..., None, :] + spread[..., None, :] * draws
-        if objectives == 2:
-            return _added_area(best, sampled, reference).mean(axis=-1)
+        if objectives == 2:  # one after the other: together a long front would take a gigabyte
+            return np.array([_added_area(best, each, reference).mean(axis=-1) for each in sampled])
         before = hypervolume(best, reference)
         flat = sampled[..., : SAMPLES // 4, :].reshape(-1, objectives)
         added = [hypervolume(np.vstack([best, point]), reference) - before for point in flat]
