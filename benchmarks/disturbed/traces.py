@@ -13,7 +13,7 @@ import psutil
 LOOK_S = 1.0
 GRACE_S = 40.0
 #: Actors that Ray starts once for a cluster, and keeps; and one that Ray Train starts for each controller and
-#: forgets where that is killed in its first seconds, before its order to look after it has come. It has no
+#: now and then forgets when that is killed, probably before its order to look after it has come. It has no
 #: name by which another could end it.
 RAYS_OWN = frozenset({"_AutoscalingCoordinatorActor", "TrainStateActor", "PlacementGroupCleaner"})
 #: The socket of the server from which Ray's dashboard forks its modules, one for each head; and a folder for
