@@ -69,7 +69,7 @@ class Search(Strict):
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides every random choice of the run: suggestions, initial weights, order of the data."""
     startup_trials: Annotated[int, Field(ge=1)] = 10
-    """Trials drawn at random before the first is modelled."""
+    """`tpe`, `gp`: trials drawn at random before the first is modelled. `auto` begins with eight."""
     population: Annotated[int, Field(ge=2)] | None = None
     """`pbt`: trials that are trained side by side; `null`: 8."""
     interval: Annotated[int, Field(ge=1)] | None = None

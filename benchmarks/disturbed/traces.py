@@ -12,10 +12,8 @@ import psutil
 
 LOOK_S = 1.0
 GRACE_S = 40.0
-#: Actors that Ray starts once for a cluster, and keeps; and one that Ray Train starts for each controller and
-#: now and then forgets when that is killed, probably before its order to look after it has come. It has no
-#: name by which another could end it.
-RAYS_OWN = frozenset({"_AutoscalingCoordinatorActor", "TrainStateActor", "PlacementGroupCleaner"})
+#: Actors that Ray starts once for a cluster, and keeps.
+RAYS_OWN = frozenset({"_AutoscalingCoordinatorActor", "TrainStateActor"})
 #: The socket of the server from which Ray's dashboard forks its modules, one for each head; and a folder for
 #: compiled kernels that torch makes once for a user, and leaves empty.
 NOT_OURS = ("pymp-*", "torchinductor_*")
