@@ -22,6 +22,7 @@ from tuning.children import (
 )
 from tuning.experiment import Experiment, ExperimentError
 from tuning.search.budget import BudgetGuard
+from tuning.search.ranking import Standing
 from tuning.search.search import Search
 from tuning.tables.results import load
 from tuning.tables.storage import write_description
@@ -134,6 +135,19 @@ def test_a_child_is_run_with_its_parents_hyperparameters_and_checkpoint(tmp_path
         "compression.parent": str(folder),
         "compression.method": "fp16",
     }
+
+
+def test_the_trainable_says_which_children_begin_untrained(tmp_path, monkeypatch):
+    experiment, found = compressed(tmp_path, parents=1)
+    inner = inner_experiment(experiment, points(found, experiment)[0])
+    monkeypatch.setattr(Compressible, "starts_untrained", lambda method: method == "fp16", raising=False)
+    write_description(inner, command=["captune"])
+    _, scheduler = open_children(inner)
+    for number, losses in enumerate([(1, 1), (9, 9), (9, 9), (0, 2)]):
+        scheduler.report(f"{number:05d}", 1, Standing(losses))
+    scheduler.drop("00000")
+    assert scheduler.next_stop() == ("00002", "rung 0: another beats it")
+    assert list(iter(scheduler.next_promotion, None)) == ["00003", "00001"]
 
 
 SCORES = {"none": 0.7, "fp16": 0.7, "prune": 0.6}

@@ -55,6 +55,18 @@ def test_what_is_complete_is_compared_and_does_not_go_on():
     assert promotions(scheduler) == ["c"]
 
 
+def test_what_is_not_trained_yet_goes_on_after_the_front_and_beats_nobody():
+    scheduler = FrontScheduler(rung=1, expected=4, untrained={"b", "d"})
+    scheduler.report("a", 1, at(1, 4))
+    assert scheduler.report("b", 1, at(9, 4)).action == "pause"
+    scheduler.report("c", 1, at(2, 5))
+    assert scheduler.report("d", 1, at(0, 0)).action == "pause"
+    assert scheduler.next_stop() == ("c", "rung 0: another beats it")
+    assert promotions(scheduler) == ["a", "b", "d"]
+    scheduler.drop("c")
+    assert scheduler.next_stop() is None
+
+
 def test_constraints_come_first_and_of_equals_the_first_that_came():
     scheduler = FrontScheduler(rung=1, expected=4)
     scheduler.report("a", 1, at(0, 0, violation=0.5))

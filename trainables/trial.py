@@ -76,6 +76,8 @@ class Trainable(Protocol):
       lines for a person on what is asked for and cannot be. Each is run as a trial with the hyperparameters
       of the one that saved the checkpoint, and these over them. Its first epoch only compresses; its figures
       have `size_mb` and `macs`, and `compression_ratio` for the table. `none` is the trial as it is.
+    * `starts_untrained(method) -> bool` says whether such a variant is a new model, of which its first epoch
+      says nothing: it is trained whatever its figures are then.
     * `check_variants(methods, ratios)` raises `SettingsError` where one of them does not exist, before
       anything is trained; its path begins with `compression`.
     * `with_less_memory(settings, workers) -> settings | None` gives settings that train the same in about

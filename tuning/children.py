@@ -1,9 +1,9 @@
 """Children of a finished experiment: its best trials, compressed in many ways, as an experiment inside it.
 
 The trainable says which ways there are (`variants`), and the configurations that it names are the inner
-experiment's trials: each is compressed and evaluated in its first epoch, and fine-tuned in those that follow
-if no other beats it by then (`front_scheduler.py`). This file knows what the inner experiment is; running it
-is for `runner.py`, its table for `variants.py`.
+experiment's trials: each is compressed and evaluated in its first epoch. If no other beats it by then, or if
+it is a new model that is yet to be trained, it is fine-tuned in those that follow (`front_scheduler.py`).
+This file knows what the inner experiment is; running it is for `runner.py`, its table for `variants.py`.
 
 A child is known by its configuration, which names its parent as `checkpoints/TRIAL/EPOCH`: none runs twice.
 """
@@ -149,6 +149,7 @@ def inner_experiment(experiment: Experiment, wanted: Iterable[Config]) -> Experi
 def open_children(inner: Experiment) -> tuple[Searcher, FrontScheduler]:
     """Searcher and scheduler of the inner experiment."""
     children = inner.search.start
+    starts_untrained = getattr(resolve_trainable(inner.trainable), "starts_untrained", lambda method: False)
     searcher = Searcher(
         path=inner.folder / "study.journal",
         name=inner.name,
@@ -160,6 +161,7 @@ def open_children(inner: Experiment) -> tuple[Searcher, FrontScheduler]:
         rung=min(inner.scheduler.rungs(), default=None),
         expected=len(children),
         complete={f"{n:05d}" for n, config in enumerate(children) if config[METHOD] == "none"},
+        untrained={f"{n:05d}" for n, config in enumerate(children) if starts_untrained(config[METHOD])},
     )
     return searcher, scheduler
 

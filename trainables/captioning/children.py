@@ -47,6 +47,11 @@ def variants(
     return found, refused
 
 
+def starts_untrained(method: str) -> bool:
+    """Whether what `method` makes of a captioner has yet to be trained: a student's weights are new."""
+    return "distil" in method.split("+")
+
+
 def inherited(parent: Path, compression: Compression, data: CaptionData | None = None) -> Settings:
     """A child's settings: its parent's, but for the compression.
 

@@ -84,6 +84,7 @@ class Captioning:
 
     # What becomes of a checkpoint, and of what was exported of it.
     variants = staticmethod(children.variants)
+    starts_untrained = staticmethod(children.starts_untrained)
     export = staticmethod(shipped.export)
     convert = staticmethod(shipped.convert)
     measure = staticmethod(shipped.measure_exported)

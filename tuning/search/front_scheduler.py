@@ -1,8 +1,9 @@
 """Which trials go on, for several objectives and a known number of trials: the front alone.
 
 Every trial runs to the first rung, and nothing goes on before all have been there: what is cheap comes first.
-Then those that no other beats go on to their end, the best first; the others are over. Pure, as
-`tuning/search/scheduler.py` is: reports replayed in any order bring it back to where it was.
+Then those that no other beats go on to their end, the best first; the others are over. What begins untrained
+goes on after them, for of it the first rung says nothing. Pure, as `tuning/search/scheduler.py` is: reports
+replayed in any order bring it back to where it was.
 """
 
 from __future__ import annotations
@@ -20,12 +21,21 @@ class FrontScheduler(Scheduler):
         rung: epoch at which trials are paused and compared; None: there is none, nothing is ever paused.
         expected: trials that are to come to the rung, or to be over before.
         complete: trial_ids that are whole at the rung: they are compared, but do not go on.
+        untrained: trial_ids that the rung says nothing of: they are not compared, and go on.
     """
 
     synchronous = True
 
-    def __init__(self, *, rung: int | None, expected: int, complete: Collection[str] = ()):
-        self._rung, self._expected, self._complete = rung, expected, frozenset(complete)
+    def __init__(
+        self,
+        *,
+        rung: int | None,
+        expected: int,
+        complete: Collection[str] = (),
+        untrained: Collection[str] = (),
+    ):
+        self._rung, self._expected = rung, expected
+        self._complete, self._untrained = frozenset(complete), frozenset(untrained)
         self._standings: dict[str, Standing] = {}
         self._promoted: set[str] = set()
         self._dropped: set[str] = set()
@@ -42,13 +52,15 @@ class FrontScheduler(Scheduler):
         self._standings.setdefault(trial_id, standing)
         if trial_id in self._complete:
             return Decision("stop", "rung 0: nothing is left to do for it", 0)
+        if trial_id in self._untrained:
+            return Decision("pause", "rung 0: goes on after the front, it is not trained yet", 0)
         return Decision("pause", "rung 0: goes on if no other beats it", 0)
 
     def next_promotion(self, *, or_new: bool = True) -> str | None:
-        """The best of the front that has not gone on; None before the last trial has come."""
+        """The best of the front that has not gone on, then the untrained; None before the last has come."""
         if not self._all_came:
             return None
-        for trial_id in self._front():
+        for trial_id in self._going_on():
             if trial_id not in self._promoted and trial_id not in self._dropped:
                 self._promoted.add(trial_id)
                 return trial_id
@@ -58,7 +70,7 @@ class FrontScheduler(Scheduler):
         """One that another beats, when all have come."""
         if not self._all_came:
             return None
-        beaten = self._standings.keys() - self._promoted - self._dropped - set(self._front())
+        beaten = self._standings.keys() - self._promoted - self._dropped - set(self._going_on())
         return (min(beaten), "rung 0: another beats it") if beaten else None
 
     def went_on(self, trial_id: str, epoch: int) -> None:
@@ -74,9 +86,13 @@ class FrontScheduler(Scheduler):
     def _all_came(self) -> bool:
         return len(self._standings.keys() | self._dropped) >= self._expected
 
+    def _going_on(self) -> list[str]:
+        return [*self._front(), *sorted(self._untrained & self._standings.keys())]
+
     def _front(self) -> list[str]:
         """The trials that no other beats, the best first; of equals, the first that came."""
-        names, standings = list(self._standings), list(self._standings.values())
+        names = [name for name in self._standings if name not in self._untrained]
+        standings = [self._standings[name] for name in names]
         front: list[int] = []
         for index in best_first(standings):  # whoever beats another comes before it
             if not dominated(standings[index], (standings[other] for other in front)):
