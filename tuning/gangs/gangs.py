@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from tuning.gangs.cleaners import end_idle_cleaners
 from tuning.gangs.neighbours import Neighbours, alive_nodes
 from tuning.gangs.owner import GangOwner
 from tuning.gangs.resources import GangPlan, NoRoom, needs_text, nodes_text
@@ -154,6 +155,7 @@ class Gangs:
             time.sleep(0.1)
         if own_groups() - self._groups_before:
             remove_orphaned_groups()  # of workers that could not be started
+        end_idle_cleaners()
 
     def _allowed(self) -> int:
         """This experiment's share of the cluster: at least one gang, that waits where there is no room."""
