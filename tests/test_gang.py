@@ -205,6 +205,88 @@ def test_a_checkpoint_is_written_once_the_storage_is_back(mailbox, member, order
     assert [path.name for path in (tmp_path / "0").iterdir()] == ["0001"]
 
 
+@pytest.fixture
+def uploads(monkeypatch):
+    """What workers do with a storage that is a URL: "begun N" and "up N", as it happens."""
+    happened, lock = [], threading.Condition()
+
+    def note(what):
+        with lock:
+            happened.append(what)
+            lock.notify_all()
+
+    def save_for_upload(save, url):
+        epoch = int(url[-4:])
+
+        def upload():
+            with lock:  # until the next epoch has begun, or as it seems does not before
+                lock.wait_for(lambda: f"begun {epoch + 1}" in happened, 1.0)
+            note(f"up {epoch}")
+
+        return upload
+
+    def train_epoch(self):
+        self.epoch = getattr(self, "epoch", 0) + 1
+        note(f"begun {self.epoch}")
+        return {"loss": 0.5}
+
+    monkeypatch.setattr("trainables.checkpoint_files.saved_for_upload", save_for_upload)
+    monkeypatch.setattr(Tester, "train_epoch", train_epoch)
+    return happened
+
+
+def run_beside(member, lease, order):
+    worker = threading.Thread(target=member.run, args=(lease, order))
+    worker.start()
+    return worker
+
+
+def test_an_upload_goes_on_behind_the_next_epoch_but_not_where_a_decision_is_due(
+    mailbox, member, order, uploads
+):
+    order = dataclasses.replace(order, folder="s3://x/0", max_epochs=5, full_epochs=frozenset({3, 5}))
+    worker = run_beside(member(), *begin(mailbox, order))
+    for epoch in range(1, 6):
+        assert mailbox.await_report(order, epoch, 10.0).epoch == epoch
+        assert f"up {epoch}" in uploads
+    worker.join(10.0)
+    assert not worker.is_alive()
+    assert uploads == [
+        *("begun 1", "begun 2", "up 1", "begun 3", "up 2", "up 3"),
+        *("begun 4", "begun 5", "up 4", "up 5"),
+    ]
+
+
+def test_an_epoch_that_began_behind_an_upload_counts_for_nothing_if_the_trial_stops_before_it(
+    mailbox, member, order, uploads
+):
+    order = dataclasses.replace(order, folder="s3://x/0", max_epochs=5)
+    worker = run_beside(member(), *begin(mailbox, order))
+    assert mailbox.await_report(order, 1, 10.0).epoch == 1
+    mailbox.take_back(order.run_id)
+    worker.join(10.0)
+    assert not worker.is_alive() and uploads == ["begun 1", "begun 2", "up 1"]
+
+
+def test_a_trial_that_fails_behind_an_upload_has_told_of_the_epoch_before(
+    mailbox, member, order, uploads, monkeypatch
+):
+    order = dataclasses.replace(order, folder="s3://x/0", max_epochs=5)
+    train_epoch = Tester.train_epoch
+
+    def diverge(self):
+        train_epoch(self)
+        if self.epoch == 2:
+            raise TrialDiverged("NaN")
+        return {"loss": 0.5}
+
+    monkeypatch.setattr(Tester, "train_epoch", diverge)
+    worker = run_beside(member(), *begin(mailbox, order))
+    assert mailbox.await_report(order, 1, 10.0).epoch == 1
+    assert mailbox.await_report(order, 2, 10.0) == Failure(state="diverged", reason="NaN")
+    worker.join(10.0)
+
+
 def test_data_that_its_node_lacks_fail_the_trial_with_node_path_and_remedy(
     mailbox, member, order, monkeypatch, tmp_path
 ):

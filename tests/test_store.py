@@ -3,7 +3,7 @@
 import pytest
 from s3_server import new_bucket, serving
 
-from trainables.checkpoint_files import checkpoint_at, upload_checkpoint
+from trainables.checkpoint_files import checkpoint_at, saved_for_upload
 from trainables.patience import StorageFailed, patiently
 from trainables.store import Store, is_url, local, refuse_url, store_is_away, under, without_secrets
 
@@ -98,7 +98,7 @@ def test_a_checkpoint_goes_to_s3_as_one_file_and_comes_back_whole(bucket):
         (folder / "settings").write_text("s")
 
     url = under(bucket, "x", "checkpoints", "00000", "0003")
-    upload_checkpoint(save, url)
+    saved_for_upload(save, url)()
     assert list(Store(bucket).files("x")) == ["x/checkpoints/00000/0003.tar"]
     with checkpoint_at(url) as folder:
         assert (folder / "deep" / "weights").stat().st_size == 6_000_000
@@ -111,13 +111,13 @@ def test_a_checkpoint_goes_to_s3_as_one_file_and_comes_back_whole(bucket):
 @pytest.mark.timeout(60)
 def test_a_save_that_fails_leaves_what_was_there(bucket):
     url = under(bucket, "y", "0001")
-    upload_checkpoint(lambda folder: (folder / "state").write_text("before"), url)
+    saved_for_upload(lambda folder: (folder / "state").write_text("before"), url)()
 
     def fail(folder):
         (folder / "state").write_text("half")
         raise RuntimeError("in mid-save")
 
     with pytest.raises(RuntimeError):
-        upload_checkpoint(fail, url)
+        saved_for_upload(fail, url)
     with checkpoint_at(url) as folder:
         assert (folder / "state").read_text() == "before"

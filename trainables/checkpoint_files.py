@@ -1,12 +1,15 @@
-"""A trial's checkpoints where `storage` is a URL: one file each, saved and read by the workers.
+"""A trial's checkpoints, as the workers save and read them: there whole, or not at all.
 
-The folder that a trainable saves goes up as one tar file, so that half a checkpoint is never taken for one,
-and deleting it is one request. Where `storage` is a folder, nothing of this is used.
+Where `storage` is a folder, each is a folder that gets its name last. Where it is a URL, the folder that a
+trainable saves goes up as one tar file, so that half a checkpoint is never taken for one, and deleting it is
+one request.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,26 +17,79 @@ from pathlib import Path
 
 from trainables.patience import patiently
 from trainables.store import Store, is_url, store_is_away
+from trainables.trial import Metrics
 
 #: Seconds for which a worker waits for a store that is away before the run ends.
 PATIENCE_S = 600.0
 SUFFIX = ".tar"
 
 
-def upload_checkpoint(save: Callable[[Path], None], url: str) -> None:
-    """Let `save` fill a folder, and put it at `url`.
+def weighing(save: Callable[[Path], None], metrics: Metrics) -> Callable[[Path], None]:
+    """A trainable's `save` that notes in `metrics` how much it wrote."""
+
+    def save_and_weigh(folder: Path) -> None:
+        save(folder)
+        files = (path for path in folder.rglob("*") if path.is_file())
+        metrics["checkpoint_mb"] = sum(path.stat().st_size for path in files) / 1e6
+
+    return save_and_weigh
+
+
+def write_checkpoint(save: Callable[[Path], None], place: str) -> Callable[[], None]:
+    """Let `save` fill a folder aside, put it on disk, then give it its name: seen whole or not at all.
+
+    Returns:
+        What is left to do for it, from any thread: nothing where `place` is no URL.
+    """
+    if is_url(place):
+        return saved_for_upload(save, place)
+    folder = Path(place)
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    save(aside)
+    for path in aside.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    if folder.exists():  # an epoch that is repeated after a crash
+        shutil.rmtree(folder)
+    aside.rename(folder)
+    return lambda: None
+
+
+def saved_for_upload(save: Callable[[Path], None], url: str) -> Callable[[], None]:
+    """Let `save` fill a folder here, and return the call that puts it at `url`: once, from any thread.
 
     Raises:
-        StorageFailed: the store is away for `PATIENCE_S`, or there is no room for a copy here.
+        StorageFailed: by the returned call: the store is away for `PATIENCE_S`, or a copy has no room here.
     """
-    with tempfile.TemporaryDirectory(prefix="captune-") as scratch:
-        folder, packed = Path(scratch, "checkpoint"), Path(scratch, "packed")
+    scratch = tempfile.TemporaryDirectory(prefix="captune-")
+    folder, packed = Path(scratch.name, "checkpoint"), Path(scratch.name, "packed")
+    try:
         folder.mkdir()
         save(folder)
+    except BaseException:
+        scratch.cleanup()
+        raise
+    store, name = _file_of(url)
+
+    def send() -> None:
         with tarfile.open(packed, "w") as tar:
             tar.add(folder, arcname=".")
-        store, name = _file_of(url)
-        patiently(lambda: store.upload(packed, name), patience_s=PATIENCE_S, away=store_is_away)
+        store.upload(packed, name)
+
+    def upload() -> None:
+        with scratch:
+            patiently(send, patience_s=PATIENCE_S, away=store_is_away)
+
+    return upload
+
+
+def read_checkpoint(load: Callable[[Path], None], place: str) -> None:
+    """Let `load` read the checkpoint at `place`, a folder or a URL."""
+    with checkpoint_at(place) as folder:
+        load(folder)
 
 
 @contextlib.contextmanager

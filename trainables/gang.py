@@ -16,13 +16,12 @@ import datetime
 import functools
 import gc
 import logging
-import os
 import random
-import shutil
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -35,12 +34,19 @@ from ray import train
 from ray.exceptions import RayActorError
 from ray.train.torch import get_device
 
-from trainables.checkpoint_files import checkpoint_at, upload_checkpoint
+from trainables.checkpoint_files import read_checkpoint, weighing, write_checkpoint
 from trainables.order import Failure, Moved, Order, Report, checkpoint_place, out_of_memory
 from trainables.patience import StorageFailed, patiently
 from trainables.places import missing_data
 from trainables.store import is_url
-from trainables.trial import Metrics, SettingsError, TrialContext, TrialDiverged, resolve_trainable
+from trainables.trial import (
+    Metrics,
+    SettingsError,
+    Trainable,
+    TrialContext,
+    TrialDiverged,
+    resolve_trainable,
+)
 
 POLL_S = 5.0  # how long one question to the owner may stay open
 SETUP_S = 6 * 3600.0  # a trial that is not set up by then is stuck
@@ -197,27 +203,61 @@ class Gang:
                 patiently(
                     functools.partial(read_checkpoint, trial.load, checkpoint_place(order, order.epoch))
                 )
-            for epoch in range(order.epoch + 1, order.max_epochs + 1):
-                started = time.perf_counter()
-                # Per epoch and rank, so that going on from a checkpoint needs no random state in it.
-                seed_everything(order.seed, epoch, self.rank)
-                metrics = figures("train_epoch", trial.train_epoch())
-                metrics |= figures("evaluate", trial.evaluate(full=epoch in order.full_epochs))
-                if self.rank == 0:
-                    # Before the report: whoever hears of an epoch may go on from its checkpoint.
-                    save, place = weighing(trial.save, metrics), checkpoint_place(order, epoch)
-                    patiently(functools.partial(write_checkpoint, save, place))
-                seconds = time.perf_counter() - started
-                metrics |= {
-                    "seconds": seconds,
-                    "worker_s": seconds * self.world_size,
-                    "peak_memory_mb": _peak_memory_mb(),
-                }
-                report = Report(epoch=epoch, metrics=metrics, attempt=order.attempt, node=self.node)
-                if not self._report(lease, report, last=epoch == order.max_epochs):
-                    return
+            with ThreadPoolExecutor(max_workers=1) as behind:  # is waited for where the trial raises, too
+                self._train(lease, order, trial, behind)
         finally:
             trial.close()
+
+    def _train(self, lease: int, order: Order, trial: Trainable, behind: Executor) -> None:
+        """Run what is left of the trial's epochs, until it is told to stop.
+
+        An upload goes on behind the next epoch where nobody is to decide between the two. If somebody does,
+        that epoch was for nothing, and the trial stands where it was reported.
+        """
+        told: Future[bool] | None = None  # on rank 0: of the last epoch, whether to go on
+        hears_later = False
+        for epoch in range(order.epoch + 1, order.max_epochs + 1):
+            started = time.perf_counter()
+            # Per epoch and rank, so that going on from a checkpoint needs no random state in it.
+            seed_everything(order.seed, epoch, self.rank)
+            metrics = figures("train_epoch", trial.train_epoch())
+            metrics |= figures("evaluate", trial.evaluate(full=epoch in order.full_epochs))
+            if hears_later and not self._goes_on(told):
+                return
+            if self.rank == 0:
+                # Before the report: whoever hears of an epoch may go on from its checkpoint.
+                save, place = weighing(trial.save, metrics), checkpoint_place(order, epoch)
+                upload = patiently(functools.partial(write_checkpoint, save, place))
+            seconds = time.perf_counter() - started
+            metrics |= {
+                "seconds": seconds,
+                "worker_s": seconds * self.world_size,
+                "peak_memory_mb": _peak_memory_mb(),
+            }
+            report = Report(epoch=epoch, metrics=metrics, attempt=order.attempt, node=self.node)
+            last = epoch == order.max_epochs
+            if self.rank == 0:
+                told = behind.submit(self._conclude, lease, report, upload, last)
+            hears_later = is_url(order.folder) and epoch not in order.full_epochs and not last
+            if not hears_later and not self._goes_on(told):
+                return
+
+    def _conclude(self, lease: int, report: Report, upload: Callable[[], None], last: bool) -> bool:
+        """On rank 0: end an epoch, and hear from the owner whether there is to be another."""
+        upload()
+        ray.get(self.owner.push.remote(lease, report))
+        while not last:
+            go_on = ray.get(self.owner.may_go_on.remote(lease, report.epoch, POLL_S))
+            if go_on is not None:
+                return go_on
+        return False
+
+    def _goes_on(self, told: Future[bool] | None) -> bool:
+        """What rank 0 was told, on every rank."""
+        answer = [None if told is None else told.result()]
+        if self.control is not None:
+            dist.broadcast_object_list(answer, src=0, group=self.control)
+        return bool(answer[0])
 
     @contextlib.contextmanager
     def _signs_of_life(self, lease: int) -> Iterator[None]:
@@ -237,53 +277,6 @@ class Gang:
         finally:
             done.set()
             teller.join()
-
-    def _report(self, lease: int, report: Report, *, last: bool) -> bool:
-        """Send `report`; True where the trial is to go on with the next epoch."""
-        if self.rank == 0:
-            ray.get(self.owner.push.remote(lease, report))
-        if last:
-            return False
-        while True:
-            go_on = self.ask(lambda: self.owner.may_go_on.remote(lease, report.epoch, POLL_S))
-            if go_on is not None:
-                return go_on
-
-
-def weighing(save: Callable[[Path], None], metrics: Metrics) -> Callable[[Path], None]:
-    """A trainable's `save` that notes in `metrics` how much it wrote."""
-
-    def save_and_weigh(folder: Path) -> None:
-        save(folder)
-        files = (path for path in folder.rglob("*") if path.is_file())
-        metrics["checkpoint_mb"] = sum(path.stat().st_size for path in files) / 1e6
-
-    return save_and_weigh
-
-
-def write_checkpoint(save: Callable[[Path], None], place: str) -> None:
-    """Let `save` fill a folder aside, put it on disk, then give it its name: seen whole or not at all."""
-    if is_url(place):
-        upload_checkpoint(save, place)
-        return
-    folder = Path(place)
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save(aside)
-    for path in aside.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    if folder.exists():  # an epoch that is repeated after a crash
-        shutil.rmtree(folder)
-    aside.rename(folder)
-
-
-def read_checkpoint(load: Callable[[Path], None], place: str) -> None:
-    """Let `load` read the checkpoint at `place`, a folder or a URL."""
-    with checkpoint_at(place) as folder:
-        load(folder)
 
 
 def figures(method: str, returned: Any) -> Metrics:
