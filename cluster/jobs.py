@@ -162,13 +162,22 @@ class JobServer:
             maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
             self._client = JobSubmissionClient(address)
 
-    def submit(self, experiment: Experiment, file: str, *, options: Sequence[str], python: str) -> str:
-        """Send `file` and the code, and have the head node run them; returns the job's id.
+    def submit(
+        self,
+        experiment: Experiment,
+        file: str,
+        *,
+        options: Sequence[str],
+        python: str,
+        off_head: bool = False,
+    ) -> str:
+        """Send `file` and the code, and have a node run them; returns the job's id.
 
         Args:
             experiment: what `file` and `options` say; it becomes the job's metadata.
             options: of `captune run`.
-            python: the interpreter on the head node, a path or a name on its PATH.
+            python: the interpreter on that node, a path or a name on its PATH.
+            off_head: any node but the head, with which the driver would end; else the head.
         """
         command = [python, "-m", "tuning.cli", "run", Path(file).name, *options]
         with tempfile.TemporaryDirectory() as folder, self._asking():
@@ -180,6 +189,7 @@ class JobServer:
                     "env_vars": {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
                 },
                 metadata=job_metadata(experiment),
+                entrypoint_label_selector={"ray.io/node-id": f"!{self._head()}"} if off_head else None,
             )
 
     def details(self, job: str) -> JobDetails:
@@ -201,11 +211,16 @@ class JobServer:
 
     def node_names(self) -> list[str]:
         """Names of the nodes that are alive."""
+        return sorted(node["node_name"] for node in self._nodes())
+
+    def _nodes(self) -> list[dict[str, Any]]:
         with self._asking():
             answer = self._client._do_request("GET", "/api/v0/nodes").json()
-        return sorted(
-            node["node_name"] for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE"
-        )
+        return [node for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE"]
+
+    def _head(self) -> str:
+        """The head node's id."""
+        return next(node["node_id"] for node in self._nodes() if node["is_head_node"])
 
     def usage(self) -> dict[str, tuple[float, float]]:
         """Of every resource of the cluster, how much is used and how much there is, some seconds ago.

@@ -35,6 +35,9 @@ RAY = [
     "import ctypes, signal; ctypes.CDLL(None).prctl(1, signal.SIGTERM)\n"
     "from ray.scripts.scripts import main; main()",
 ]
+#: A node sees its own processes only: a driver on it takes it for its own, as on a real machine,
+#: and not the head beside it. Needs the right to make PID namespaces.
+APART = ["unshare", "--pid", "--fork", "--mount-proc"]
 OBJECT_STORE_BYTES = 100 * 1024**2
 START_S = 120
 
@@ -50,12 +53,20 @@ def free_ports(count):
 class Raylet:
     """One node: `name`, `ip`, `cpus`, `pid` of its `ray start`, and whatever that has started since."""
 
-    def __init__(self, name, ip, cpus, folder, options, environment):
+    def __init__(self, name, ip, cpus, folder, options, environment, apart=False):
         self.name, self.ip, self.cpus, self.folder = name, ip, cpus, folder
         folder.mkdir()
         ports = ["dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port"]
         ports = [f"--{each}={port}" for each, port in zip(ports, free_ports(len(ports)), strict=True)]
-        command = [*RAY, "start", "--block", "--disable-usage-stats", f"--node-name={name}", *ports]
+        command = [
+            *(APART if apart else []),
+            *RAY,
+            "start",
+            "--block",
+            "--disable-usage-stats",
+            f"--node-name={name}",
+            *ports,
+        ]
         command += [f"--node-ip-address={ip}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
         command += [f"--temp-dir={folder}", "--min-worker-port=0", "--max-worker-port=0"]
         command += [f"--num-cpus={cpus}", *options]
@@ -91,13 +102,15 @@ class Raylet:
 
 
 class Raylets:
-    """A cluster of nodes with `cpus` cores each, the head being the first. Use as a context manager.
+    """A cluster of nodes with `cpus` cores each, the head, the first, with `head_cpus`. A context manager.
+
+    The others see each their own processes only where they are to be `apart`.
 
     `address` is the dashboard's, `environment` what a process needs to have the right token (and whatever is
     given as `environment`), `nodes` those that were not killed, by name.
     """
 
-    def __init__(self, count, *, cpus=1, **environment):
+    def __init__(self, count, *, cpus=1, head_cpus=None, apart=False, **environment):
         # Ray's sockets lie in its folders, and their paths must be short.
         self.folder = Path(tempfile.mkdtemp(prefix="captune-"))
         self._token = secrets.token_hex(32)
@@ -105,13 +118,15 @@ class Raylets:
         outer = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.folder / "token")}
         self.environment = outer | token | environment
-        self.nodes, self._started = {}, 0
+        self.nodes, self._started, self._apart = {}, 0, apart
         try:
             names = ["port", "dashboard-port", "ray-client-server-port"]
             ports = dict(zip(names, free_ports(len(names)), strict=True))
             self.address = f"http://127.0.0.1:{ports['dashboard-port']}"
             options = [f"--{name}={port}" for name, port in ports.items()]
-            self.head = self._start("--head", "--dashboard-host=127.0.0.1", *options, cpus=cpus)
+            self._head_options = ["--head", "--dashboard-host=127.0.0.1", *options]
+            self._head_cpus = cpus if head_cpus is None else head_cpus
+            self.head = self._start(*self._head_options, cpus=self._head_cpus)
             self.gcs_address = f"{self.head.ip}:{ports['port']}"
             self._wait_for_nodes()
             for _ in range(count - 1):
@@ -138,6 +153,13 @@ class Raylets:
         del self.nodes[node.name]
         node.kill()
 
+    def restart_head(self, *, down_s):
+        """Kill -9 the head, and start it again at the same address, which a proxy or DNS would see to."""
+        self.kill(self.head)
+        time.sleep(down_s)
+        self.head = self._start(*self._head_options, cpus=self._head_cpus, ip=self.head.ip)
+        self._wait_for_nodes()
+
     def ask(self, path):
         """What the dashboard's API answers under `path`, as JSON."""
         header = {"Authorization": f"Bearer {self._token}"}
@@ -154,12 +176,13 @@ class Raylets:
     def _join(self, cpus):
         return self._start(f"--address={self.gcs_address}", "--include-log-monitor=false", cpus=cpus)
 
-    def _start(self, *options, cpus):
+    def _start(self, *options, cpus, ip=None):
         self._started += 1
         # From 127.0.0.2 on: Ray takes 127.0.0.1 for this machine's address to the outside.
-        name, ip = f"node-{self._started}", f"127.0.0.{self._started + 1}"
+        name, ip = f"node-{self._started}", ip or f"127.0.0.{self._started + 1}"
         folder = self.folder / str(self._started)
-        self.nodes[name] = Raylet(name, ip, cpus, folder, options, self.environment)
+        apart = self._apart and "--head" not in options
+        self.nodes[name] = Raylet(name, ip, cpus, folder, options, self.environment, apart)
         return self.nodes[name]
 
     def _wait_for_nodes(self):

@@ -73,6 +73,13 @@ def test_manifests_are_valid(name):
     check(name, parsed(name))
 
 
+def test_a_head_that_keeps_its_state_is_three_marks_away():
+    text = re.sub(r"^  # (?=gcsFault|  redis)", "  ", read_manifest("kuberay-cluster"), flags=re.MULTILINE)
+    document = yaml.safe_load(text)
+    assert document["spec"]["gcsFaultToleranceOptions"]["redisAddress"] == "REDIS:6379"
+    check_kuberay("kuberay-cluster", document)
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", KUBERAY)
 def test_every_misspelt_key_of_a_kubernetes_resource_is_refused(name):

@@ -9,7 +9,7 @@ import time
 import pytest
 import yaml
 from click.testing import CliRunner
-from s3_server import CREDENTIALS, new_bucket, serving
+from servers import CREDENTIALS, new_bucket, s3
 
 from trainables.store import Store, under
 from tuning import Experiment, run
@@ -50,7 +50,7 @@ def wait_for(process, folder, machine, code):
 
 @pytest.fixture
 def url():
-    with serving() as address:
+    with s3() as address:
         yield new_bucket(address)
 
 

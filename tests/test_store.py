@@ -1,7 +1,7 @@
 """Files at a URL: what is refused, what is struck out, and a real S3 server that holds checkpoints."""
 
 import pytest
-from s3_server import new_bucket, serving
+from servers import new_bucket, s3
 
 from trainables.checkpoint_files import checkpoint_at, saved_for_upload
 from trainables.patience import StorageFailed, patiently
@@ -10,7 +10,7 @@ from trainables.store import Store, is_url, local, refuse_url, store_is_away, un
 
 @pytest.fixture(scope="module")
 def bucket():
-    with serving() as address:
+    with s3() as address:
         yield new_bucket(address)
 
 

@@ -1,4 +1,4 @@
-"""A local S3: moto's server, in an environment of its own (`make .venv-s3/.installed`)."""
+"""A local S3, which is moto's server, and a local Redis, in an environment of their own (see `make test`)."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.fs
 import pytest
 
-SERVER = Path(__file__).parents[1] / ".venv-s3" / "bin" / "moto_server"
+COMMANDS = Path(__file__).parents[1] / ".venv-servers" / "bin"
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
@@ -21,20 +21,35 @@ CREDENTIALS = {
 
 
 @contextlib.contextmanager
-def serving():
-    """`HOST:PORT` of a server, once it answers."""
-    if not SERVER.exists():
-        pytest.skip("no local S3 server: make .venv-s3/.installed")
+def s3():
+    """`HOST:PORT` of an S3 server."""
+    with _serving("moto_server", "-H", "127.0.0.1", "-p") as address:
+        yield address
+
+
+@contextlib.contextmanager
+def redis():
+    """`HOST:PORT` of a Redis that keeps all in memory."""
+    with _serving("redis-server", "--bind", "127.0.0.1", "--save", "", "--port") as address:
+        yield address
+
+
+@contextlib.contextmanager
+def _serving(command, *options):
+    """`HOST:PORT` of a server whose last option is a port, once it answers."""
+    if not (COMMANDS / command).exists():
+        pytest.skip(f"no {command}: make .venv-servers/.installed")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [SERVER, "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [COMMANDS / command, *options, str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         for _ in range(300):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 break
-            assert server.poll() is None, "the S3 server ended"
+            assert server.poll() is None, f"{command} ended"
             time.sleep(0.1)
         yield f"127.0.0.1:{port}"
     finally:
