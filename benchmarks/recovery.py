@@ -2,9 +2,10 @@
 
 One gang of two workers on a cluster of three nodes with a core each, so that it spans two of them, trains one
 trial after the other. In the middle of an epoch one of its processes, the driver (which is resumed at once)
-or a node that it is on (there is a spare one) is killed with SIGKILL. The time until the next epoch is
-reported holds the epoch that is repeated; it is given in seconds, and in trials of one empty epoch, each of
-which builds a `TorchTrainer` inside a Tune function (`gang_overhead.py`), taken right afterwards.
+or a node that it is on (there is a spare one) is killed with SIGKILL, or a worker is stopped so that it
+hangs. The time until the next epoch is reported holds the epoch that is repeated, and the silence after which
+a worker is taken for hung; it is given in seconds, and in trials of one empty epoch, each of which builds a
+`TorchTrainer` inside a Tune function (`gang_overhead.py`), taken right afterwards.
 The documented pattern pays that for every trial, undisturbed.
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.disturbed.driver import Driver, surroundings
-from benchmarks.disturbed.victims import KINDS, kill
+from benchmarks.disturbed.victims import HUNG, KINDS, kill
 from benchmarks.gang_overhead import WORKERS, documented_seconds
 from cluster.connect import connect
 from tests.raylets import Raylets
@@ -26,6 +27,7 @@ from tests.raylets import Raylets
 SECONDS_PER_EPOCH = 1.0
 KILLS = 2  # of each kind
 PATIENCE_S = 120.0
+HANG_TIMEOUT_S = 10
 
 
 def recovery_seconds(folder: Path, kinds: list[str]) -> list[float]:
@@ -37,7 +39,12 @@ def recovery_seconds(folder: Path, kinds: list[str]) -> list[float]:
             seconds_per_epoch=SECONDS_PER_EPOCH,
             scheduler={"algorithm": "none", "max_epochs": 9},
             budget={"trials": 1000},
-            training={"workers": 2, "gangs": 1, "max_failures": len(kinds)},
+            training={
+                "workers": 2,
+                "gangs": 1,
+                "max_failures": len(kinds),
+                "hang_timeout": f"{HANG_TIMEOUT_S}s",
+            },
         )
         driver.start()
         try:
@@ -62,7 +69,7 @@ def _once(driver: Driver, kind: str) -> float:
     raise AssertionError(f"no epoch {PATIENCE_S} s after the kill of: {kind}")
 
 
-def main(kinds: tuple[str, ...] = KINDS, kills: int = KILLS, documented_trials: int = 2) -> None:
+def main(kinds: tuple[str, ...] = (*KINDS, HUNG), kills: int = KILLS, documented_trials: int = 2) -> None:
     """Print the table, and the documented pattern's trial over the slowest recovery."""
     with tempfile.TemporaryDirectory(prefix="captune-") as folder:
         taken = recovery_seconds(Path(folder), [*kinds] * kills)
@@ -73,5 +80,6 @@ def main(kinds: tuple[str, ...] = KINDS, kills: int = KILLS, documented_trials: 
     medians = {kind: median(taken[place :: len(kinds)]) for place, kind in enumerate(kinds)}
     for kind, seconds in medians.items():
         print(f"{kind:<12}{seconds:9.1f}{seconds / documented:24.2f}")
+    print(f"a worker is taken for hung after {HANG_TIMEOUT_S} s")
     print(f"an epoch takes {SECONDS_PER_EPOCH:.1f} s, a documented trial of an empty one {documented:.1f} s")
     print(f"recovery ratio={documented / max(medians.values()):.2f}")

@@ -1,4 +1,4 @@
-"""Whom to kill: the processes of a run by what they are, found and ended with SIGKILL."""
+"""Whom to disturb: the processes of a run by what they are, found and ended with SIGKILL, or made to hang."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ ACTORS = {
     "controller": "TrainController",
 }
 KINDS = (*ACTORS, "driver", "node")
+#: Not killed but stopped in mid-epoch (SIGSTOP): only its silence tells.
+HUNG = "hung worker"
 
 
 def kill(kind: str, driver: Driver, rng: random.Random, *, patience_s: float = 60) -> float | None:
@@ -42,9 +44,10 @@ def kill(kind: str, driver: Driver, rng: random.Random, *, patience_s: float = 6
                 killed = time.time()
                 driver.cluster.add(cpus=node.cpus)
                 return killed
-        elif found := processes(driver.cluster, ACTORS[kind]):
+        elif found := processes(driver.cluster, ACTORS["worker" if kind == HUNG else kind]):
             with contextlib.suppress(psutil.NoSuchProcess):
-                rng.choice(found).kill()
+                victim = rng.choice(found)
+                (victim.suspend if kind == HUNG else victim.kill)()
                 return time.time()
         time.sleep(0.1)  # for a moment a process may have no name
     return None
