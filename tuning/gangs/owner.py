@@ -1,7 +1,7 @@
 """The owner of one gang: an actor that keeps the gang's mailbox, and keeps its workers going.
 
 A gang is one Ray Train run that serves trial after trial (`trainables.gang.serve`). Its owner needs no
-resources of its own. It waits for room on the cluster, then keeps `TorchTrainer.fit()` going: Ray Train
+resources of its own. It waits for room on the cluster, then keeps a trainer's `fit()` going: Ray Train
 replaces dead workers, the owner replaces a dead Train controller, Ray restarts a dead owner.
 """
 
@@ -16,7 +16,6 @@ from typing import Any
 
 import ray
 
-from trainables.gang import serve
 from tuning.gangs.mailbox import Mailbox
 from tuning.gangs.neighbours import draining_nodes
 from tuning.gangs.obituary import Obituary
@@ -120,11 +119,11 @@ class GangOwner(Mailbox):
 
     def _trainer(self, strategy: str) -> Any:
         from ray import train
-        from ray.train.torch import TorchTrainer
 
-        return TorchTrainer(
-            serve,
-            train_loop_config={"owner": self._myself, "cpus": self._plan.cpus_per_worker},
+        from trainables.gang_trainer import GangTrainer
+
+        return GangTrainer(
+            {"owner": self._myself, "cpus": self._plan.cpus_per_worker},
             scaling_config=train.ScalingConfig(
                 num_workers=self._plan.workers,
                 use_gpu=self._plan.gpus_per_worker > 0,
