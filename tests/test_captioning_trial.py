@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import re
@@ -14,7 +15,7 @@ from trainables.captioning.data.loader import eval_batches
 from trainables.captioning.data.shapes import draw, scene
 from trainables.captioning.evaluate import held_out_loss
 from trainables.captioning.trial import Captioning
-from trainables.trial import SettingsError, TrialContext, resolve_trainable
+from trainables.trial import LeftEarly, SettingsError, TrialContext, resolve_trainable
 
 pytestmark = pytest.mark.timeout(30)  # the first optimizer of a process makes torch import half of itself
 
@@ -77,6 +78,28 @@ def test_a_resumed_trial_is_the_same_as_one_that_never_stopped(data, tmp_path, c
         second = trial(data, **changes)
         second.load(folder)
         assert run(second, 3 - done) == whole[done:]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"augment": True, "compression.method": "prune+int8", "compression.ratio": 0.55}],
+    ids=["plain", "pruned-gradually"],
+)
+def test_an_epoch_that_was_broken_off_goes_on_as_if_it_had_not_been(data, tmp_path, changes):
+    """Without dropout, whose draws depend on where an epoch is taken up."""
+    changes = {"dropout": 0.0, "batch_size": 4, **changes}
+    whole = run(trial(data, **changes), 3)
+    first, asked = trial(data, **changes), []
+    run(first, 1, full_last=False)
+    first.context = dataclasses.replace(first.context, leaving=lambda: asked.append(1) or len(asked) == 2)
+    with pytest.raises(LeftEarly):
+        first.train_epoch()
+    first.save(tmp_path)
+    first.close()
+    second = trial(data, **changes)
+    second.load(tmp_path)
+    assert 0 < second.trainer.steps_done < second.trainer.steps_per_epoch
+    assert run(second, 2) == whole[1:]
 
 
 def test_a_checkpoint_goes_on_under_other_values_of_what_may_change(data, tmp_path):

@@ -101,6 +101,16 @@ def test_what_a_gang_is_writing_is_left_alone(run, tmp_path):
     assert on_disk(tmp_path) == ["1"]
 
 
+def test_what_a_trial_left_within_an_epoch_stays_until_that_epoch_is_done(run, tmp_path):
+    run.handle(started("a"))
+    run.report(1, 0.1)
+    (tmp_path / "checkpoints" / "a" / "1.within").mkdir()
+    run.keeper.tick()
+    assert on_disk(tmp_path) == ["1", "1.within"]
+    run.report(2, 0.3)
+    assert on_disk(tmp_path) == ["2"]
+
+
 def test_checkpoints_that_somebody_deleted_are_not_missed(run, tmp_path):
     run.handle(started("a"))
     run.handle(epoch("a", 1, cider=0.1))

@@ -1,10 +1,13 @@
 """What clusters do to a run, on a real Ray: hangs, failing gangs, full memory, nodes that are taken away."""
 
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from line import begun, weight_after
 from raylets import RAY, Raylets
 from test_runner import experiment, left_behind
 
@@ -14,6 +17,8 @@ from tuning.gangs.gangs import TRAIN_ENVIRONMENT
 from tuning.tables.results import check_tables
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_a_gang_that_hangs_is_rebuilt_and_its_trial_goes_on(cluster, tmp_path):
@@ -57,13 +62,23 @@ def test_a_trial_out_of_memory_goes_on_with_smaller_parts_of_its_batch(cluster, 
     assert (trial["state"], trial["halvings"], trial["restarts"]) == ("completed", 2, 2)
 
 
-LINE = """
+CURVES = """
 name: line
 trainable: curves
 model: {seconds_per_epoch: 1.0}
 search_space: {learning_rate: {float: [1e-4, 1e-1], log: true}}
 objectives: [{metric: score, mode: max}]
 scheduler: {algorithm: none, max_epochs: 12}
+budget: {trials: 1}
+"""
+LINE = """
+name: line
+trainable: line:Line
+model: {seconds_per_epoch: 8.0, diary: DIARY}
+search_space: {learning_rate: {float: [1e-3, 1e-2], log: true}}
+objectives: [{metric: val_loss, mode: min}]
+scheduler: {algorithm: none, max_epochs: 3}
+training: {workers: 2}
 budget: {trials: 1}
 """
 
@@ -75,38 +90,55 @@ def epochs_of(folder):
         return None
 
 
+def run_and_drain(cluster, folder, experiment, epochs):
+    """Let a run report so many epochs, take away the node of its first worker in the next; what it said."""
+    (folder / "line.yaml").write_text(experiment)
+    log = folder / "log"
+    command = [sys.executable, "-m", "tuning.cli", "run", str(folder / "line.yaml"), "--storage", str(folder)]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    run = subprocess.Popen(
+        command,
+        env=cluster.environment | {"RAY_ADDRESS": cluster.gcs_address, "PYTHONPATH": path},
+        stdout=log.open("w"),
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        while (reported := epochs_of(folder / "line")) is None or len(reported) < epochs:
+            assert run.poll() is None, log.read_text()
+            time.sleep(0.2)
+        left = load(folder / "line").trials["node"].iloc[0]
+        nodes = cluster.ask("/nodes?view=summary")["data"]["summary"]
+        (node_id,) = (each["raylet"]["nodeId"] for each in nodes if each["ip"] == left)
+        drain = ["drain-node", "--address", cluster.gcs_address, "--node-id", node_id]
+        drain += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        drain += ["--deadline-remaining-seconds", "600"]
+        subprocess.run([*RAY, *drain], env=cluster.environment, check=True, capture_output=True)
+        assert run.wait(150) == 0, log.read_text()
+    finally:
+        run.kill()
+    return left, log.read_text()
+
+
 def test_a_node_that_is_drained_costs_no_epoch(tmp_path):
-    (tmp_path / "line.yaml").write_text(LINE)
-    with Raylets(1, cpus=0) as cluster:
-        for _ in range(2):
-            cluster.add()
-        begun = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "tuning.cli",
-                "run",
-                str(tmp_path / "line.yaml"),
-                "--storage",
-                str(tmp_path),
-            ],
-            env=cluster.environment | {"RAY_ADDRESS": cluster.gcs_address},
-        )
-        try:
-            while (epochs := epochs_of(tmp_path / "line")) is None or len(epochs) < 2:
-                assert begun.poll() is None
-                time.sleep(0.2)
-            left = load(tmp_path / "line").trials["node"].iloc[0]
-            nodes = cluster.ask("/nodes?view=summary")["data"]["summary"]
-            (node_id,) = (each["raylet"]["nodeId"] for each in nodes if each["ip"] == left)
-            drain = ["drain-node", "--address", cluster.gcs_address, "--node-id", node_id]
-            drain += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
-            drain += ["--deadline-remaining-seconds", "600"]
-            subprocess.run([*RAY, *drain], env=cluster.environment, check=True, capture_output=True)
-            assert begun.wait(150) == 0
-        finally:
-            begun.kill()
+    with Raylets(3, head_cpus=0) as cluster:
+        left, _ = run_and_drain(cluster, tmp_path, CURVES, 2)
     results = load(tmp_path / "line")
     assert results.trials["node"].iloc[0] != left
     assert list(results.epochs["epoch"]) == list(range(1, 13))
     assert set(results.epochs["attempt"]) == {1}, "nothing was repeated"
+
+
+def test_a_trial_that_can_leaves_a_drained_node_in_the_middle_of_an_epoch(tmp_path):
+    """A gang of two workers, one on the node that goes: its epoch goes on elsewhere, at the step it had."""
+    paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    with Raylets(4, head_cpus=0, PYTHONPATH=os.pathsep.join(paths), OMP_NUM_THREADS="1") as cluster:
+        diary = tmp_path / "diary"
+        _, said = run_and_drain(cluster, tmp_path, LINE.replace("DIARY", str(diary)), 1)
+    assert "its node is taken away, in the middle of an epoch" in said
+    results = load(tmp_path / "line")
+    assert [line["epoch"] for line in begun(diary)] == [1, 2, 3], "no epoch began twice"
+    (rate,) = results.trials["config/learning_rate"]
+    expected = [1 - weight_after(epoch, rate) for epoch in (1, 2, 3)]
+    assert list(results.epochs["val_loss"]) == pytest.approx(expected, rel=1e-4)
+    assert set(results.epochs["attempt"]) == {1}
+    assert [path.name for path in (tmp_path / "line" / "checkpoints" / "00000").iterdir()] == ["0003"]

@@ -12,7 +12,7 @@ from ray.exceptions import ActorUnavailableError
 
 from trainables import gang as gangs
 from trainables.order import Failure, Moved, Order
-from trainables.trial import SettingsError, TrialDiverged
+from trainables.trial import LeftEarly, SettingsError, TrialDiverged
 from tuning.gangs.mailbox import Mailbox
 from tuning.gangs.watchdog import Watchdog
 
@@ -205,6 +205,37 @@ def test_a_checkpoint_is_written_once_the_storage_is_back(mailbox, member, order
     assert [path.name for path in (tmp_path / "0").iterdir()] == ["0001"]
 
 
+def test_a_trial_that_leaves_within_an_epoch_goes_on_there(mailbox, member, order, monkeypatch, tmp_path):
+    loaded = []
+
+    def train_epoch(self):
+        self.epochs = getattr(self, "epochs", 0) + 1
+        if self.epochs == 2 and self.context.leaving():
+            raise LeftEarly
+        return {"loss": 0.5}
+
+    monkeypatch.setattr(Tester, "train_epoch", train_epoch)
+    monkeypatch.setattr(Tester, "load", lambda self, folder: loaded.append(folder.name))
+    monkeypatch.setattr(gangs, "leaving", lambda: True)
+    order = dataclasses.replace(order, max_epochs=2)
+    worker = run_beside(member(), *begin(mailbox, order))
+    assert mailbox.await_report(order, 1, 10.0).epoch == 1
+    assert mailbox.await_report(order, 2, 10.0) == Moved(
+        reason="its node is taken away, in the middle of an epoch"
+    )
+    worker.join(10.0)
+    assert sorted(path.name for path in (tmp_path / "0").iterdir()) == ["0001", "0001.within"]
+
+    monkeypatch.setattr(gangs, "leaving", lambda: False)
+    elsewhere = Mailbox(max_failures=1)
+    again = dataclasses.replace(order, run_id="0-b", epoch=1)
+    assert elsewhere.await_report(again, 2, 0.0) is None
+    for name in ("push", "may_go_on", "fail", "alive"):
+        monkeypatch.setattr(mailbox, name, getattr(elsewhere, name))
+    member().run(*elsewhere.next_order(None, 0.0))
+    assert elsewhere.await_report(again, 2, 0.0).epoch == 2 and loaded == ["0001.within"]
+
+
 @pytest.fixture
 def uploads(monkeypatch):
     """What workers do with a storage that is a URL: "begun N" and "up N", as it happens."""
@@ -231,6 +262,7 @@ def uploads(monkeypatch):
         return {"loss": 0.5}
 
     monkeypatch.setattr("trainables.checkpoint_files.saved_for_upload", save_for_upload)
+    monkeypatch.setattr(gangs, "has_checkpoint", lambda place: False)
     monkeypatch.setattr(Tester, "train_epoch", train_epoch)
     return happened
 

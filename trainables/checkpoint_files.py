@@ -86,6 +86,14 @@ def saved_for_upload(save: Callable[[Path], None], url: str) -> Callable[[], Non
     return upload
 
 
+def has_checkpoint(place: str) -> bool:
+    """Whether there is one at `place`, a folder or a URL."""
+    if not is_url(place):
+        return Path(place).is_dir()
+    store, name = _file_of(place)
+    return patiently(lambda: store.has(name), patience_s=PATIENCE_S, away=store_is_away)
+
+
 def read_checkpoint(load: Callable[[Path], None], place: str) -> None:
     """Let `load` read the checkpoint at `place`, a folder or a URL."""
     with checkpoint_at(place) as folder:

@@ -34,12 +34,14 @@ from ray import train
 from ray.exceptions import RayActorError
 from ray.train.torch import get_device
 
-from trainables.checkpoint_files import read_checkpoint, weighing, write_checkpoint
+from trainables.checkpoint_files import has_checkpoint, read_checkpoint, weighing, write_checkpoint
+from trainables.leaving import leaving
 from trainables.order import Failure, Moved, Order, Report, checkpoint_place, out_of_memory
 from trainables.patience import StorageFailed, patiently
 from trainables.places import missing_data
 from trainables.store import is_url
 from trainables.trial import (
+    LeftEarly,
     Metrics,
     SettingsError,
     Trainable,
@@ -192,6 +194,7 @@ class Gang:
             cpus=self.cpus,
             max_epochs=order.max_epochs,
             data=order.data,
+            leaving=leaving,
         )
         _reset_peak_memory()
         seed_everything(order.seed)
@@ -199,7 +202,10 @@ class Gang:
         try:
             with self._signs_of_life(lease):  # the first trial on a node may build its cache for long
                 trial.setup(order.config, context)
-            if order.epoch:
+            within = checkpoint_place(order, order.epoch, within=True)
+            if has_checkpoint(within):
+                patiently(functools.partial(read_checkpoint, trial.load, within))
+            elif order.epoch:
                 patiently(
                     functools.partial(read_checkpoint, trial.load, checkpoint_place(order, order.epoch))
                 )
@@ -220,7 +226,12 @@ class Gang:
             started = time.perf_counter()
             # Per epoch and rank, so that going on from a checkpoint needs no random state in it.
             seed_everything(order.seed, epoch, self.rank)
-            metrics = figures("train_epoch", trial.train_epoch())
+            try:
+                metrics = figures("train_epoch", trial.train_epoch())
+            except LeftEarly:
+                if not hears_later or self._goes_on(told):
+                    self._leave(lease, order, trial, epoch - 1)
+                return
             metrics |= figures("evaluate", trial.evaluate(full=epoch in order.full_epochs))
             if hears_later and not self._goes_on(told):
                 return
@@ -241,6 +252,13 @@ class Gang:
             hears_later = is_url(order.folder) and epoch not in order.full_epochs and not last
             if not hears_later and not self._goes_on(told):
                 return
+
+    def _leave(self, lease: int, order: Order, trial: Trainable, epoch: int) -> None:
+        """Keep what was trained of the epoch after `epoch`, and let the trial go on elsewhere."""
+        if self.rank == 0:
+            place = checkpoint_place(order, epoch, within=True)
+            patiently(functools.partial(write_checkpoint, trial.save, place))()
+            self._fail(lease, Moved(reason="its node is taken away, in the middle of an epoch"))
 
     def _conclude(self, lease: int, report: Report, upload: Callable[[], None], last: bool) -> bool:
         """On rank 0: end an epoch, and hear from the owner whether there is to be another."""

@@ -82,6 +82,10 @@ class Moved:
     """Why the gang takes no trial any more; empty where it does."""
 
 
-def checkpoint_place(order: Order, epoch: int) -> str:
-    """Folder, or URL, of the checkpoint after `epoch` epochs."""
-    return under(order.folder, f"{epoch:04d}")
+#: At the end of a checkpoint's name: of a trial that has left in the middle of the next epoch.
+WITHIN = ".within"
+
+
+def checkpoint_place(order: Order, epoch: int, *, within: bool = False) -> str:
+    """Folder, or URL, of the checkpoint after `epoch` epochs, or `within` the one that follows."""
+    return under(order.folder, f"{epoch:04d}{WITHIN if within else ''}")

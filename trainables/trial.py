@@ -32,6 +32,13 @@ class TrialDiverged(Exception):
     """
 
 
+class LeftEarly(Exception):
+    """`train_epoch` broke off its epoch, on every worker alike, for `context.leaving()` said so on one.
+
+    `save` then writes how far it has come; `load` and `train_epoch` go on there, on another gang.
+    """
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrialContext:
     """Where and under which conditions one worker runs one trial."""
@@ -54,6 +61,9 @@ class TrialContext:
     """Epochs the trial runs when nothing stops it; learning-rate schedules are laid out over these."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """The experiment file's `data` section, resolved."""
+    leaving: Callable[[], bool] = bool
+    """Whether this worker's node is about to be taken away. A trainable that asks again and again, and raises
+    `LeftEarly`, loses nothing; another finishes its epoch first, and loses it where the time is too short."""
 
 
 class Trainable(Protocol):
@@ -104,6 +114,7 @@ class Trainable(Protocol):
 
         Raises:
             TrialDiverged: where going on is pointless.
+            LeftEarly: see there; only if it asks `context.leaving`.
         """
 
     def evaluate(self, full: bool) -> Metrics:

@@ -13,9 +13,10 @@ log-likelihood and w times its divergence from the teacher (see `compress/teache
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +28,7 @@ from trainables.captioning.data.loader import Batch, Step
 from trainables.captioning.model.captioner import Captioner, token_loss
 from trainables.captioning.optimizer import SET, build_optimizer, learning_rate_factor, set_learning_rate
 from trainables.captioning.settings import Settings
-from trainables.trial import Metrics, TrialDiverged
+from trainables.trial import LeftEarly, Metrics, TrialDiverged
 
 if TYPE_CHECKING:
     from trainables.captioning.compress.teacher import TeacherOutputs
@@ -39,8 +40,8 @@ _MOST_SKIPPED = 20
 _HOPELESS = 2.0
 """A likelihood loss of so many times that of guessing uniformly, after the warm-up, is divergence."""
 
-_TALLY = ("objective", "likelihood", "tokens", "grad_norm", "updates")
-"""What is added up over passes, steps and workers, in one float64 tensor."""
+_TALLY = ("objective", "likelihood", "tokens", "grad_norm", "updates", "leaving")
+"""Added up over passes, steps and workers, in one float64 tensor; the last: workers that have to leave."""
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -83,6 +84,9 @@ class Trainer:
         """
         self.captioner = captioner
         self.teacher = teacher
+        self.steps_done = 0
+        """Of an epoch that was broken off."""
+        self._total = torch.zeros(len(_TALLY), dtype=torch.float64)  # of these steps
         self.parameters = [p for p in captioner.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(captioner, self.settings)
         self.model: nn.Module = captioner
@@ -91,8 +95,12 @@ class Trainer:
             self.model = DistributedDataParallel(captioner, broadcast_buffers=False)
 
     def state_dicts(self) -> dict[str, Any]:
-        """Optimizer and loss scaler, for a checkpoint."""
-        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        """Optimizer and loss scaler, and where an epoch was broken off, for a checkpoint."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "within": {"steps": self.steps_done, "total": self._total.tolist()},
+        }
 
     def load_state_dicts(self, states: Mapping[str, Any]) -> None:
         """What `state_dicts` gave, perhaps those of other settings: learning rate and decay stay our own."""
@@ -102,6 +110,8 @@ class Trainer:
             group.update(settings)
         if self.scaler.is_enabled() and states["scaler"]:
             self.scaler.load_state_dict(states["scaler"])
+        self.steps_done = states["within"]["steps"]
+        self._total = torch.tensor(states["within"]["total"], dtype=torch.float64)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The precision in which the model computes; parameters and losses stay in fp32."""
@@ -109,8 +119,13 @@ class Trainer:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=_AUTOCAST[self.precision])
 
-    def train_epoch(self, epoch: int, steps: Iterable[Step]) -> Metrics:
-        """Train epoch `epoch` (from 0): this worker's share of its steps.
+    def train_epoch(
+        self, epoch: int, steps: Iterable[Step], *, leaving: Callable[[], bool] = bool
+    ) -> Metrics:
+        """Train epoch `epoch` (from 0): this worker's share of its steps, without the `steps_done`.
+
+        Args:
+            leaving: whether this worker has to leave, asked now and then.
 
         Returns:
             `train_loss`: the objective, nats per token, averaged over the epoch while it changed.
@@ -120,15 +135,16 @@ class Trainer:
 
         Raises:
             TrialDiverged: on every worker alike.
+            LeftEarly: on every worker alike, as one has to leave; `state_dicts` say where the epoch stands.
         """
         self.model.train()
         begin = time.perf_counter()
         stopwatch = _Stopwatch()
-        total = torch.zeros(len(_TALLY), dtype=torch.float64)
         window = torch.zeros(len(_TALLY), dtype=torch.float64, device=self.device)
         skipped = captions = 0
-        last = (epoch + 1) * self.steps_per_epoch - 1
-        for step, share in enumerate(stopwatch.waiting(steps), start=epoch * self.steps_per_epoch):
+        first, last = epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch - 1
+        left = itertools.islice(stopwatch.waiting(steps), self.steps_done, None)
+        for step, share in enumerate(left, start=first + self.steps_done):
             factor = learning_rate_factor(step, self.total_steps, self.settings.warmup_fraction)
             set_learning_rate(self.optimizer, factor)
             captions += share.captions
@@ -139,14 +155,19 @@ class Trainer:
                     f"fp16 gradients overflowed in {skipped} steps in a row, up to step {step + 1}"
                 )
             if (step + 1) % _CHECK_STEPS == 0 or step == last:
-                total += self._checked(window, step)
+                window[-1] = leaving()
+                self._total += self._checked(window, step)
                 window.zero_()
+                if self._total[-1] and step < last:
+                    self._total[-1], self.steps_done = 0.0, step + 1 - first
+                    raise LeftEarly
         assert step == last, (
             f"{self.steps_per_epoch} steps were announced, epoch {epoch} ended at step {step}"
         )
         seconds = time.perf_counter() - begin
         (waited,) = collective.summed([stopwatch.seconds], self.device)
-        loss, _, tokens, norm, updates = total.tolist()
+        loss, _, tokens, norm, updates, _ = self._total.tolist()
+        self._total, self.steps_done = torch.zeros_like(self._total), 0
         return {
             "train_loss": loss / tokens,
             "learning_rate": self.settings.learning_rate * factor,
@@ -198,7 +219,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         applied = self.scaler.get_scale() >= scale
         if applied:
-            tally[3:] += torch.stack([norm.double(), torch.ones_like(norm, dtype=torch.float64)])
+            tally[3:5] += torch.stack([norm.double(), torch.ones_like(norm, dtype=torch.float64)])
         return applied
 
     def _checked(self, tally: Tensor, step: int) -> Tensor:
@@ -208,7 +229,7 @@ class Trainer:
             TrialDiverged: it shows that the trial is lost; on every worker alike, for all see the sum.
         """
         summed = torch.tensor(collective.summed(list(tally), self.device), dtype=torch.float64)
-        loss, likelihood, tokens, norm, _ = summed.tolist()
+        loss, likelihood, tokens, norm, *_ = summed.tolist()
         steps = f"up to step {step + 1} of {self.total_steps}"
         if not math.isfinite(loss):
             raise TrialDiverged(f"training loss is {loss}, {steps}")

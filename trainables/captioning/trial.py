@@ -143,17 +143,18 @@ class Captioning:
 
         A child's first epoch trains nothing and has no figures.
         """
-        if self.shrinking.starts(self.epoch):
+        done = self.trainer.steps_done  # of this epoch, where it was broken off
+        if not done and self.shrinking.starts(self.epoch):
             self._compress()
         elif self.compressed:
             self.shrinking.go_on(self.trainer.captioner, self.epoch)
         trained_epochs = self.epoch - self.shrinking.untrained_epochs
-        self.epoch += 1
         if trained_epochs < 0:
+            self.epoch += 1
             return {}
         self._ask_teacher()
         # Per epoch and worker: a resumed trial draws what it would have drawn, without any stored state.
-        self._seed(self.epoch, self.context.rank)
+        self._seed(self.epoch + 1, self.context.rank, *([done] if done else []))
         steps = train_steps(
             self.lessons,
             rank=self.context.rank,
@@ -165,7 +166,9 @@ class Captioning:
             features=self._features(),
             augment=self.settings.augment,
         )
-        return self.trainer.train_epoch(trained_epochs, steps)
+        metrics = self.trainer.train_epoch(trained_epochs, steps, leaving=self.context.leaving)
+        self.epoch += 1
+        return metrics
 
     def evaluate(self, full: bool) -> Metrics:
         """Figures on the validation split, equal on every worker.

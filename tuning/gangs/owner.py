@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 
+from trainables.leaving import leave_early
 from tuning.gangs.mailbox import Mailbox
 from tuning.gangs.neighbours import draining_nodes
 from tuning.gangs.obituary import Obituary
@@ -110,6 +111,13 @@ class GangOwner(Mailbox):
                 self.leave("its node is taken away")
                 if self.may_end:
                     self._kill_workers()
+                else:
+                    self._hurry()
+
+    def _hurry(self) -> None:
+        """Have the workers break off their epoch, if the trial can go on in the middle of one."""
+        for worker, _ in list(self._workers.values()):
+            worker.execute.remote(leave_early)
 
     def _kill_workers(self) -> None:
         self._watchdog.rest()

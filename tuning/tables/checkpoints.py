@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Protocol
 
+from trainables.order import WITHIN
 from tuning.events import FINAL_STATES, EpochReported, Event, TrialEnded, TrialStarted
 from tuning.tables.comparison import WENT_WRONG
 from tuning.tables.lineage import starts_after
@@ -130,6 +131,9 @@ class CheckpointKeeper:
             return
         reported = {_name(row["checkpoint"]) for row in epochs.values()}
         reported.add(f"{starts_after(self._writer.ledger.trials[trial_id]):04d}")
+        reported |= {
+            before + WITHIN for before in reported - {max(reported)}
+        }  # the epoch that followed is done
         self._place.clear(trial_id, {_name(each) for each in self._kept(trial_id)}, reported, over=everything)
 
     def _kept(self, trial_id: str) -> set[str]:
