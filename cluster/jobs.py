@@ -189,7 +189,7 @@ class JobServer:
                     "env_vars": {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
                 },
                 metadata=job_metadata(experiment),
-                entrypoint_label_selector={"ray.io/node-id": f"!{self._head()}"} if off_head else None,
+                entrypoint_label_selector=self._not_the_head() if off_head else None,
             )
 
     def details(self, job: str) -> JobDetails:
@@ -218,9 +218,13 @@ class JobServer:
             answer = self._client._do_request("GET", "/api/v0/nodes").json()
         return [node for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE"]
 
-    def _head(self) -> str:
-        """The head node's id."""
-        return next(node["node_id"] for node in self._nodes() if node["is_head_node"])
+    def _not_the_head(self) -> dict[str, str]:
+        """The labels of all nodes but the head."""
+        nodes = self._nodes()
+        heads = [node["node_id"] for node in nodes if node["is_head_node"]]
+        if len(nodes) == len(heads):
+            raise RuntimeError("the cluster has no node but its head")
+        return {"ray.io/node-id": f"!in({','.join(heads)})"}
 
     def usage(self) -> dict[str, tuple[float, float]]:
         """Of every resource of the cluster, how much is used and how much there is, some seconds ago.

@@ -111,6 +111,26 @@ def test_what_a_trial_left_within_an_epoch_stays_until_that_epoch_is_done(run, t
     assert on_disk(tmp_path) == ["2"]
 
 
+def test_what_a_trial_left_within_an_epoch_outlives_the_driver_and_not_the_trial(run, tmp_path):
+    run.handle(started("a"))
+    run.report(1, 0.1)
+    (tmp_path / "checkpoints" / "a" / "1.within").mkdir()
+    run.handle(ended("a", state="paused"))
+    run.writer.close()
+    run.keeper.close()
+    again = Run(tmp_path)
+    assert on_disk(tmp_path) == ["1", "1.within"]
+    again.handle(ended("a", state="diverged"))
+    assert on_disk(tmp_path) == []
+
+
+def test_a_trial_that_ends_without_an_epoch_leaves_nothing(run, tmp_path):
+    run.handle(started("a"))
+    (tmp_path / "checkpoints" / "a" / "0000.within").mkdir(parents=True)
+    run.handle(ended("a", state="failed"))
+    assert on_disk(tmp_path) == []
+
+
 def test_checkpoints_that_somebody_deleted_are_not_missed(run, tmp_path):
     run.handle(started("a"))
     run.handle(epoch("a", 1, cider=0.1))

@@ -146,6 +146,7 @@ def test_a_rank_that_diverges_alone_is_heard_and_does_not_wait_for_the_others(
         raise RuntimeError(f"rank 0 did not come within {timeout}")
 
     monkeypatch.setattr(dist, "monitored_barrier", met)
+    monkeypatch.setattr(dist, "broadcast_object_list", lambda answers, src, group: None)
     with pytest.raises(RuntimeError, match="rank 0"):
         member(rank=1, world_size=2, control="group").run(lease, sent)
     assert mailbox.await_report(order, 1, 0.0) == Failure(state="diverged", reason="loss is nan")
@@ -345,7 +346,8 @@ def test_settings_that_a_trial_refuses_are_told_as_they_are(mailbox, member, ord
     assert mailbox.await_report(there, 1, 0.0).reason == "data.path: too few images"
 
 
-def test_a_setup_that_takes_long_is_not_taken_for_a_hang(member, order, monkeypatch):
+@pytest.mark.parametrize("slow", ["setup", "upload"])
+def test_a_setup_or_an_upload_that_takes_long_is_not_taken_for_a_hang(member, order, monkeypatch, slow):
     """The first trial on a node builds its cache, though its epochs elsewhere were short."""
     now = [0.0]
     watchdog = Watchdog(timeout_s=10.0, clock=lambda: now[0])
@@ -356,7 +358,7 @@ def test_a_setup_that_takes_long_is_not_taken_for_a_hang(member, order, monkeypa
         mailbox.alive(lease)
         heard.set()
 
-    def setup(self, config, context):
+    def take_long(*_):
         now[0] += 11.0
         assert watchdog.hang()
         heard.clear()
@@ -364,7 +366,10 @@ def test_a_setup_that_takes_long_is_not_taken_for_a_hang(member, order, monkeypa
         assert not watchdog.hang()
 
     monkeypatch.setattr(gangs, "POLL_S", 0.01)
-    monkeypatch.setattr(Tester, "setup", setup)
+    if slow == "setup":
+        monkeypatch.setattr(Tester, "setup", take_long)
+    else:
+        monkeypatch.setattr(gangs, "write_checkpoint", lambda save, place: take_long)
     lonely = member()
     for name in ("next_order", "push", "may_go_on", "fail", "suspect"):
         getattr(lonely.owner, name).remote = getattr(mailbox, name)

@@ -123,10 +123,14 @@ class Gang:
 
     def ask(self, question: Callable[[], Any]) -> Any:
         """Rank 0 puts `question` (it returns an object ref) to the owner; every rank gets the answer."""
-        answer = [ray.get(question()) if self.rank == 0 else None]
+        return self._agreed(ray.get(question()) if self.rank == 0 else None)
+
+    def _agreed(self, answer: Any) -> Any:
+        """Rank 0's `answer`, on every rank."""
+        answers = [answer]
         if self.control is not None:
-            dist.broadcast_object_list(answer, src=0, group=self.control)
-        return answer[0]
+            dist.broadcast_object_list(answers, src=0, group=self.control)
+        return answers[0]
 
     def run(self, lease: int, order: Order) -> None:
         """Run one trial to its end, or to where the owner stops it.
@@ -139,7 +143,8 @@ class Gang:
         try:
             self._epochs(lease, order)
         except TrialDiverged as error:
-            self._fail(lease, Failure(state="diverged", reason=str(error)))
+            if self.rank == 0 or not is_url(order.folder):  # rank 0 has reported what it was uploading first
+                self._fail(lease, Failure(state="diverged", reason=str(error)))
             self._meet()
         except SettingsError as error:
             reason = missing_data(order.data, self.node) or str(error)
@@ -202,17 +207,20 @@ class Gang:
         try:
             with self._signs_of_life(lease):  # the first trial on a node may build its cache for long
                 trial.setup(order.config, context)
-            within = checkpoint_place(order, order.epoch, within=True)
-            if has_checkpoint(within):
-                patiently(functools.partial(read_checkpoint, trial.load, within))
-            elif order.epoch:
-                patiently(
-                    functools.partial(read_checkpoint, trial.load, checkpoint_place(order, order.epoch))
-                )
+            self._take_up(order, trial)
             with ThreadPoolExecutor(max_workers=1) as behind:  # is waited for where the trial raises, too
                 self._train(lease, order, trial, behind)
         finally:
             trial.close()
+
+    def _take_up(self, order: Order, trial: Trainable) -> None:
+        """Go on where the trial was: within an epoch, if it left its last gang there."""
+        within = checkpoint_place(order, order.epoch, within=True)
+        # One rank looks for all: file systems may show a new folder here and not yet there.
+        there = self.rank == 0 and patiently(functools.partial(has_checkpoint, within))
+        place = within if self._agreed(there) else checkpoint_place(order, order.epoch)
+        if place == within or order.epoch:
+            patiently(functools.partial(read_checkpoint, trial.load, place))
 
     def _train(self, lease: int, order: Order, trial: Trainable, behind: Executor) -> None:
         """Run what is left of the trial's epochs, until it is told to stop.
@@ -257,12 +265,14 @@ class Gang:
         """Keep what was trained of the epoch after `epoch`, and let the trial go on elsewhere."""
         if self.rank == 0:
             place = checkpoint_place(order, epoch, within=True)
-            patiently(functools.partial(write_checkpoint, trial.save, place))()
+            with self._signs_of_life(lease):
+                patiently(functools.partial(write_checkpoint, trial.save, place))()
             self._fail(lease, Moved(reason="its node is taken away, in the middle of an epoch"))
 
     def _conclude(self, lease: int, report: Report, upload: Callable[[], None], last: bool) -> bool:
         """On rank 0: end an epoch, and hear from the owner whether there is to be another."""
-        upload()
+        with self._signs_of_life(lease):
+            upload()
         ray.get(self.owner.push.remote(lease, report))
         while not last:
             go_on = ray.get(self.owner.may_go_on.remote(lease, report.epoch, POLL_S))
@@ -272,10 +282,7 @@ class Gang:
 
     def _goes_on(self, told: Future[bool] | None) -> bool:
         """What rank 0 was told, on every rank."""
-        answer = [None if told is None else told.result()]
-        if self.control is not None:
-            dist.broadcast_object_list(answer, src=0, group=self.control)
-        return bool(answer[0])
+        return bool(self._agreed(told.result() if told is not None else None))
 
     @contextlib.contextmanager
     def _signs_of_life(self, lease: int) -> Iterator[None]:

@@ -63,7 +63,8 @@ class TrialContext:
     """The experiment file's `data` section, resolved."""
     leaving: Callable[[], bool] = bool
     """Whether this worker's node is about to be taken away. A trainable that asks again and again, and raises
-    `LeftEarly`, loses nothing; another finishes its epoch first, and loses it where the time is too short."""
+    `LeftEarly`, keeps what it has trained; another finishes its epoch first, and loses it where the time is
+    too short. Of an epoch in two parts `seconds` and what is counted by them are those of the second."""
 
 
 class Trainable(Protocol):

@@ -96,11 +96,10 @@ class Trainer:
 
     def state_dicts(self) -> dict[str, Any]:
         """Optimizer and loss scaler, and where an epoch was broken off, for a checkpoint."""
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "within": {"steps": self.steps_done, "total": self._total.tolist()},
-        }
+        states = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        if self.steps_done:
+            states["within"] = {"steps": self.steps_done, "total": self._total.tolist()}
+        return states
 
     def load_state_dicts(self, states: Mapping[str, Any]) -> None:
         """What `state_dicts` gave, perhaps those of other settings: learning rate and decay stay our own."""
@@ -110,8 +109,9 @@ class Trainer:
             group.update(settings)
         if self.scaler.is_enabled() and states["scaler"]:
             self.scaler.load_state_dict(states["scaler"])
-        self.steps_done = states["within"]["steps"]
-        self._total = torch.tensor(states["within"]["total"], dtype=torch.float64)
+        if "within" in states:
+            self.steps_done = states["within"]["steps"]
+            self._total = torch.tensor(states["within"]["total"], dtype=torch.float64)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The precision in which the model computes; parameters and losses stay in fp32."""

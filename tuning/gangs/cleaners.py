@@ -30,7 +30,11 @@ def end_idle_cleaners() -> None:
         actors = list_actors(address=here, filters=[("state", "!=", "DEAD")], detail=True, limit=10_000)
         if not any(actor.class_name == CLEANER for actor in actors):
             return
-        others = {job.job_id for job in list_jobs(address=here) if job.status in ("PENDING", "RUNNING")}
+        others = {
+            job.job_id
+            for job in list_jobs(address=here, limit=10_000)
+            if job.status in ("PENDING", "RUNNING")
+        }
         at_work = {actor.job_id for actor in actors if actor.class_name == CONTROLLER} | others - {mine}
         ended = [
             _end_process.options(

@@ -126,15 +126,18 @@ class CheckpointKeeper:
 
         That would be what a gang is writing just now, or has written and will report.
         """
-        epochs = self._writer.ledger.epochs[trial_id]
+        trial, epochs = self._writer.ledger.trials[trial_id], self._writer.ledger.epochs[trial_id]
+        over, start = trial["state"] in FINAL_STATES, f"{starts_after(trial):04d}"
         if not epochs:
+            if over:  # it left its first gang within its first epoch
+                self._place.clear(trial_id, (), {start + WITHIN}, over=False)
             return
-        reported = {_name(row["checkpoint"]) for row in epochs.values()}
-        reported.add(f"{starts_after(self._writer.ledger.trials[trial_id]):04d}")
-        reported |= {
-            before + WITHIN for before in reported - {max(reported)}
-        }  # the epoch that followed is done
-        self._place.clear(trial_id, {_name(each) for each in self._kept(trial_id)}, reported, over=everything)
+        reported = {start, *(_name(row["checkpoint"]) for row in epochs.values())}
+        kept, within = {_name(each) for each in self._kept(trial_id)}, max(reported) + WITHIN
+        if not over:  # where it left its last gang, if that was within an epoch
+            kept.add(within)
+        reported |= {before + WITHIN for before in reported}
+        self._place.clear(trial_id, kept, reported, over=everything)
 
     def _kept(self, trial_id: str) -> set[str]:
         ledger = self._writer.ledger
