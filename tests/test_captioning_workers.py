@@ -27,7 +27,10 @@ COURSES = {
     "factors": ({"compression.method": "low_rank", "compression.ratio": 0.3}, False),
     "units of a child": ({"compression.method": "prune_units+int4", "compression.ratio": 0.9}, True),
     "shared": ({"compression.method": "share", "decoder": "transformer", "decoder_layers": 2}, False),
-    "student": ({"compression.method": "distil", "compression.ratio": 0.5}, True),
+    "student": (
+        {"compression.method": "distil", "compression.ratio": 0.5, "compression.attention_weight": 2.0},
+        True,
+    ),
     "pruned student": (
         {
             "compression.method": "distil+prune+int8",

@@ -112,6 +112,10 @@ class Compression(_Strict):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """`distil`: divides the logits of teacher and student; above 1 the less probable words tell more. On
     `shapes`, 1.5 and 2 made students of a third of the width worse."""
+    attention_weight: Annotated[float, Field(ge=0)] = 0.0
+    """`distil`, where the encoder is trained: weight per token of the squared distance between where the
+    student's encoder looks and where the teacher's does (feature distillation, Zagoruyko & Komodakis
+    2017)."""
     teacher_captions: Annotated[float, Field(ge=0, le=1)] = 0.0
     """`distil`: share of the training captions that the teacher writes, in place of the data's
     (sequence-level distillation, Kim & Rush 2016). On `shapes` it gained nothing."""

@@ -7,7 +7,8 @@ alone. What a trial is made of, and when it is evaluated or saved, is `trial.py`
 The gradient of a step is that of the mean loss per token over the *global* batch, however that is divided
 into workers and passes: each pass adds the sum of its tokens' losses over the global number of tokens, times
 the number of workers, because DDP divides by it. With a teacher, a token's loss is (1 - w) times its negative
-log-likelihood and w times its divergence from the teacher (see `compress/teacher.py`).
+log-likelihood and w times its divergence from the teacher (see `compress/teacher.py`), and perhaps how far
+the encoder looks elsewhere than the teacher's (`compress/teacher_attention.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainables.captioning import collective
 from trainables.captioning.data.loader import Batch, Step
+from trainables.captioning.data.tokenizer import PAD
 from trainables.captioning.model.captioner import Captioner, token_loss
 from trainables.captioning.optimizer import SET, build_optimizer, learning_rate_factor, set_learning_rate
 from trainables.captioning.settings import Settings
@@ -32,6 +34,7 @@ from trainables.trial import LeftEarly, Metrics, TrialDiverged
 
 if TYPE_CHECKING:
     from trainables.captioning.compress.teacher import TeacherOutputs
+    from trainables.captioning.compress.teacher_attention import TeacherAttention
 
 _CHECK_STEPS = 20
 """Workers compare losses after so many steps: often enough to end a lost trial, too seldom to cost time."""
@@ -84,6 +87,8 @@ class Trainer:
         """
         self.captioner = captioner
         self.teacher = teacher
+        self.attention: TeacherAttention | None = None
+        """Where the teacher's encoder looks; counts with `compression.attention_weight`."""
         self.steps_done = 0
         """Of an epoch that was broken off."""
         self._total = torch.zeros(len(_TALLY), dtype=torch.float64)  # of these steps
@@ -186,22 +191,40 @@ class Trainer:
             with (
                 self._gradients_stay_here() if number < len(share.micro_batches) else contextlib.nullcontext()
             ):
-                with self.autocast():
+                with self.autocast(), self._encoded() as features:
                     logits = self.model(inputs, tokens[:, :-1])  # [B, T, V]
                 likelihood, _, count = token_loss(
                     logits, tokens[:, 1:], label_smoothing=self.settings.label_smoothing
                 )
-                loss = self._taught(likelihood, logits, tokens[:, 1:], batch)
+                loss = self._taught(likelihood, logits, tokens[:, 1:], batch, features)
                 self.scaler.scale(loss * (workers / share.global_tokens)).backward()
             tally[:3] += torch.stack([loss.detach().double(), likelihood.detach().double(), count.double()])
         return tally
 
-    def _taught(self, likelihood: Tensor, logits: Tensor, targets: Tensor, batch: Batch) -> Tensor:
+    @contextlib.contextmanager
+    def _encoded(self) -> Iterator[list[Tensor]]:
+        """What the encoder gives out meanwhile, [B, P, C] each; the model's own output is logits alone."""
+        features: list[Tensor] = []
+        hook = self.captioner.encoder.register_forward_hook(lambda _, __, output: features.append(output))
+        try:
+            yield features
+        finally:
+            hook.remove()  # it would be copied with the captioner
+
+    def _taught(
+        self, likelihood: Tensor, logits: Tensor, targets: Tensor, batch: Batch, features: Sequence[Tensor]
+    ) -> Tensor:
         """The objective: the captions' part, `likelihood`, and the teacher's where there is one."""
         if self.teacher is None or not len(batch.captions):  # no captions: a filler, which counts nothing
             return likelihood
-        weight = self.settings.compression.distil_weight
-        return (1 - weight) * likelihood + weight * self.teacher.divergence(logits, targets, batch.captions)
+        settings = self.settings.compression
+        divergence = self.teacher.divergence(logits, targets, batch.captions)
+        loss = (1 - settings.distil_weight) * likelihood + settings.distil_weight * divergence
+        if self.attention is not None and features:  # none: of a frozen encoder, computed ahead
+            tokens = (targets != PAD).sum(1)
+            distance = self.attention.distance(features[-1], batch.captions)
+            loss = loss + settings.attention_weight * (tokens * distance).sum()
+        return loss
 
     def _gradients_stay_here(self) -> contextlib.AbstractContextManager[Any]:
         if isinstance(self.model, DistributedDataParallel):

@@ -22,6 +22,7 @@ from trainables.captioning.compress.artefact import size_bytes
 from trainables.captioning.compress.hold import hold
 from trainables.captioning.compress.measure import COST, measure
 from trainables.captioning.compress.teacher import teacher_outputs
+from trainables.captioning.compress.teacher_attention import teacher_attention
 from trainables.captioning.compress.teacher_captions import with_teacher_captions
 from trainables.captioning.data import cache
 from trainables.captioning.data.cache import CaptionData
@@ -272,6 +273,8 @@ class Captioning:
         self.trainer.teacher = teacher_outputs(
             self.lessons, teacher, features, self.device, temperature=compression.temperature
         )
+        if compression.attention_weight and not teacher.encoder.frozen:
+            self.trainer.attention = teacher_attention(self.data, teacher, self.device)
 
     def _features(self) -> Features:
         """Of the frozen encoder as it is now; None where it is trained and sees the images."""
