@@ -171,11 +171,11 @@ def stop(job: str, address: str | None, storage: str) -> None:
 @contextlib.contextmanager
 def _talking_to(address: str) -> Iterator[JobServer]:
     """The job server at `address`; its refusals become messages and exit codes."""
-    from cluster.jobs import JobServer, UnknownJob
+    from cluster.jobs import JobServer, NoOtherNode, UnknownJob
 
     try:
         yield JobServer(address)
-    except UnknownJob as error:
+    except (NoOtherNode, UnknownJob) as error:
         raise UserMistake(str(error)) from error
     except (ConnectionError, RuntimeError) as error:
         raise WorkFailed(str(error)) from error

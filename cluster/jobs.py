@@ -45,6 +45,10 @@ class UnknownJob(LookupError):
     """The job server knows no job of that name."""
 
 
+class NoOtherNode(LookupError):
+    """The cluster has no node but its head."""
+
+
 class TokenRefused(PermissionError):
     """The cluster wants another token than the one it was given, or one at all."""
 
@@ -178,6 +182,9 @@ class JobServer:
             options: of `captune run`.
             python: the interpreter on that node, a path or a name on its PATH.
             off_head: any node but the head, with which the driver would end; else the head.
+
+        Raises:
+            NoOtherNode: there is none.
         """
         command = [python, "-m", "tuning.cli", "run", Path(file).name, *options]
         with tempfile.TemporaryDirectory() as folder, self._asking():
@@ -223,7 +230,9 @@ class JobServer:
         nodes = self._nodes()
         heads = [node["node_id"] for node in nodes if node["is_head_node"]]
         if len(nodes) == len(heads):
-            raise RuntimeError("the cluster has no node but its head")
+            raise NoOtherNode(
+                f"--off-head: the cluster at {self.address} has no node but its head; leave it out"
+            )
         return {"ray.io/node-id": f"!in({','.join(heads)})"}
 
     def usage(self) -> dict[str, tuple[float, float]]:

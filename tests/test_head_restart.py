@@ -29,6 +29,7 @@ def test_a_run_survives_the_restart_of_a_head_with_external_storage(tmp_path, ex
         following = captune("logs", job, "-f", cluster=cluster, log=log)
         wait_for_epochs(EPOCHS + 2, diary, following, log)
         cluster.restart_head(down_s=2)
+        assert following.wait(60) == 1, "it ends with the head"
         deadline = time.monotonic() + 200
         while state(job, cluster, tmp_path) not in ("SUCCEEDED", "FAILED"):
             assert time.monotonic() < deadline, begun(diary)

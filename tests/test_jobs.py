@@ -155,6 +155,8 @@ def test_a_head_node_runs_an_experiment(tmp_path):
         assert asked.returncode == 2 and "refused the token" in asked.stderr
 
         words = [POLYNOMIAL, *where, "--storage", str(results), "--python", sys.executable]
+        asked = captune("submit", *words, "--off-head", environment=outer)
+        assert asked.returncode == 2 and "no node but its head" in asked.stderr
         done = captune("submit", *words, "--set", "budget.trials=3", "--follow", environment=outer)
         assert done.returncode == 0, done.stdout + done.stderr
         job = done.stdout.split()[0]

@@ -22,11 +22,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import psutil
 import ray
 import torch
 import torch.distributed as dist
@@ -38,6 +36,7 @@ from trainables.checkpoint_files import has_checkpoint, read_checkpoint, weighin
 from trainables.leaving import leaving
 from trainables.order import Failure, Moved, Order, Report, checkpoint_place, out_of_memory
 from trainables.patience import StorageFailed, patiently
+from trainables.peak_memory import peak_memory_mb, reset_peak_memory
 from trainables.places import missing_data
 from trainables.store import is_url
 from trainables.trial import (
@@ -201,7 +200,7 @@ class Gang:
             data=order.data,
             leaving=leaving,
         )
-        _reset_peak_memory()
+        reset_peak_memory()
         seed_everything(order.seed)
         trial = resolve_trainable(order.trainable)()
         try:
@@ -251,7 +250,7 @@ class Gang:
             metrics |= {
                 "seconds": seconds,
                 "worker_s": seconds * self.world_size,
-                "peak_memory_mb": _peak_memory_mb(),
+                "peak_memory_mb": peak_memory_mb(),
             }
             report = Report(epoch=epoch, metrics=metrics, attempt=order.attempt, node=self.node)
             last = epoch == order.max_epochs
@@ -340,22 +339,3 @@ def _peer_died(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or any(
         word in text for word in ("gloo", "nccl", "connection closed by peer")
     )
-
-
-def _reset_peak_memory() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        with contextlib.suppress(OSError):  # Linux only: 5 resets VmHWM (proc(5))
-            Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_memory_mb() -> float:
-    """Peak since the trial began: GPU memory allocated, or the process's resident set."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    return psutil.Process().memory_info().rss / 1e6

@@ -24,7 +24,7 @@ HUNG = "hung worker"
 
 
 def kill(kind: str, driver: Driver, rng: random.Random, *, patience_s: float = 60) -> float | None:
-    """Kill one of a kind; what a cluster or a person would start again is started again.
+    """Kill one of a kind, or make it hang; what a cluster or a person would start again is started again.
 
     Returns:
         When it was, Unix time; None where there was none for `patience_s`, or the experiment is at its end.

@@ -115,7 +115,7 @@ class Compression(_Strict):
     attention_weight: Annotated[float, Field(ge=0)] = 0.0
     """`distil`, where the encoder is trained: weight per token of the squared distance between where the
     student's encoder looks and where the teacher's does (feature distillation, Zagoruyko & Komodakis
-    2017). On `shapes`, 1 made four of five students better, CIDEr .51 to .64 on the average."""
+    2017). On `shapes`, 1 made most students better."""
     teacher_captions: Annotated[float, Field(ge=0, le=1)] = 0.0
     """`distil`: share of the training captions that the teacher writes, in place of the data's
     (sequence-level distillation, Kim & Rush 2016). On `shapes` it gained nothing."""

@@ -203,8 +203,12 @@ class Trainer:
 
     @contextlib.contextmanager
     def _encoded(self) -> Iterator[list[Tensor]]:
-        """What the encoder gives out meanwhile, [B, P, C] each; the model's own output is logits alone."""
+        """What the encoder gives out meanwhile, [B, P, C] each, if a teacher's attention is asked for; the
+        model's own output is logits alone."""
         features: list[Tensor] = []
+        if self.attention is None:
+            yield features
+            return
         hook = self.captioner.encoder.register_forward_hook(lambda _, __, output: features.append(output))
         try:
             yield features
@@ -220,7 +224,7 @@ class Trainer:
         settings = self.settings.compression
         divergence = self.teacher.divergence(logits, targets, batch.captions)
         loss = (1 - settings.distil_weight) * likelihood + settings.distil_weight * divergence
-        if self.attention is not None and features:  # none: of a frozen encoder, computed ahead
+        if self.attention is not None:
             tokens = (targets != PAD).sum(1)
             distance = self.attention.distance(features[-1], batch.captions)
             loss = loss + settings.attention_weight * (tokens * distance).sum()
