@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from search_spaces.architecture import architecture
 from search_spaces.captioning import captioning
-from search_spaces.space import Choice, Float, Int, Space, SpaceError
+from search_spaces.domains import Choice, Float, Int
+from search_spaces.space import Space, SpaceError
 
 #: Spaces that an experiment file may name.
 SHIPPED: dict[str, Callable[[], Space]] = {"architecture": architecture, "captioning": captioning}

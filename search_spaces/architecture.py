@@ -7,7 +7,8 @@ are such that every configuration is a captioner that can be built: no draw is w
 
 from __future__ import annotations
 
-from search_spaces.space import Choice, Float, Int, Space
+from search_spaces.domains import Choice, Float, Int
+from search_spaces.space import Space
 
 #: Widths are its multiples, so that every number of heads divides every width and heads have 8 units or more.
 _WIDTH_STEP = 64

@@ -6,7 +6,8 @@ that this package needs no torch.
 
 from __future__ import annotations
 
-from search_spaces.space import Choice, Float, Space
+from search_spaces.domains import Choice, Float
+from search_spaces.space import Space
 
 
 def captioning() -> Space:

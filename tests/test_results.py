@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search_spaces.space import Choice, Float, Int, Space
+from search_spaces.domains import Choice, Float, Int
+from search_spaces.space import Space
 from tuning.events import EpochReported, TrialEnded, TrialStarted
 from tuning.experiment import Experiment
 from tuning.search import ranking

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from search_spaces.space import Float, Space, nearest
+from search_spaces.domains import Float
+from search_spaces.nearest import nearest
+from search_spaces.space import Space
 from trainables.store import is_url
 
 if TYPE_CHECKING:

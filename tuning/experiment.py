@@ -26,7 +26,8 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 import search_spaces
-from search_spaces.space import Space, SpaceError, nearest
+from search_spaces.nearest import nearest
+from search_spaces.space import Space, SpaceError
 from trainables.store import is_url, local, refuse_url, under, without_secrets
 from trainables.trial import SettingsError, refuse_immutable, resolve_trainable
 from tuning.contradictions import Contradictions, refuse_contradictions

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from search_spaces.space import Domain, Int, Space
+from search_spaces.domains import Domain, Int
+from search_spaces.space import Space
 from trainables.store import is_url
 from tuning.gangs.resources import needs_text, nodes_text
 from tuning.render import count, number

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from search_spaces.space import nearest
+from search_spaces.nearest import nearest
 from trainables.trial import resolve_trainable
 from tuning.choosing import pareto
 from tuning.choosing.pareto import Limit

@@ -100,7 +100,7 @@ def compare(name: str, a: str, b: str, show: str | None, limit: int | None, form
     """
     from rich.console import Console
 
-    from search_spaces.space import nearest
+    from search_spaces.nearest import nearest
     from tuning.choosing.shipping import CannotShip, label, named
     from tuning.choosing.side_by_side import compare as compare_models
     from tuning.render import count, frame_table

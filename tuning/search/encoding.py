@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces import Space
-from search_spaces.space import Choice
+from search_spaces.domains import Choice
 
 Array = NDArray[np.float64]
 

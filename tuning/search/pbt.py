@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from search_spaces import Space
-from search_spaces.space import Choice, Domain, Int
+from search_spaces.domains import Choice, Domain, Int
 from tuning.search.proposers import Observed, Proposal, Random
 from tuning.search.ranking import Standing, best_first
 from tuning.search.scheduler import Decision, Scheduler

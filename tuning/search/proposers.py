@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import qmc
 
 from search_spaces import Space
-from search_spaces.space import Choice
+from search_spaces.domains import Choice
 from tuning.search.ranking import Standing
 
 #: Trials of one generation of `cmaes` and `nsga2`; gangs are few, so that generations must be small.

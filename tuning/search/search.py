@@ -34,7 +34,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from search_spaces.space import nearest
+from search_spaces.nearest import nearest
 from trainables.order import Failure, Report
 from tuning.events import (
     FINAL_STATES,

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from search_spaces import Space
-from search_spaces.space import nearest
+from search_spaces.nearest import nearest
 from tuning.experiment import Experiment
 from tuning.experiment_file import ExperimentError
 from tuning.render import count

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from search_spaces.space import Choice, Domain, nearest
+from search_spaces.domains import Choice, Domain
+from search_spaces.nearest import nearest
 from trainables.order import Failure
 from tuning.experiment_file import ExperimentError
 from tuning.tables.comparison import WENT_WRONG

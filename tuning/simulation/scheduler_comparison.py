@@ -15,7 +15,7 @@ from typing import Any, Protocol, get_args
 
 import pandas as pd
 
-from search_spaces.space import nearest
+from search_spaces.nearest import nearest
 from trainables.order import Failure
 from tuning.experiment import Experiment, Scheduler
 from tuning.experiment_file import ExperimentError

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from search_spaces import Space
-from search_spaces.space import Choice, Domain, Int
+from search_spaces.domains import Choice, Domain, Int
 
 if TYPE_CHECKING:
     from tuning.experiment import Experiment

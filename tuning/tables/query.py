@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from search_spaces.space import nearest
+from search_spaces.nearest import nearest
 from tuning.tables.schema import BETTER
 
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {

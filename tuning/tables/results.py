@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import pandas as pd
 import yaml
 
-from search_spaces.space import nearest
+from search_spaces.nearest import nearest
 from trainables.patience import PATIENCE_S, StorageFailed, patiently
 from tuning.choosing import pareto
 from tuning.choosing.pareto import Figures

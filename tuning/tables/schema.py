@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from search_spaces.space import Domain, Space
+from search_spaces.domains import Domain
+from search_spaces.space import Space
 
 STRING, INT, FLOAT, BOOL, TIME = "string", "Int64", "Float64", "boolean", "datetime64[us, UTC]"
 

@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow
 import yaml
 
-from search_spaces.space import nearest
+from search_spaces.nearest import nearest
 from trainables.store import Store, is_url, local, refuse_url, without_secrets
 from tuning.environment import describe_environment
 from tuning.experiment_file import ExperimentError
