@@ -16,7 +16,8 @@ from cluster.metrics import METRICS, PREFIX
 from cluster.metrics_listener import REFRESH_S, MetricsListener, folder_bytes
 from tuning.events import EpochReported, TrialEnded, TrialStarted
 from tuning.runner import run
-from tuning.search.search import INTERRUPTED, LOST
+from tuning.search.open_trials import INTERRUPTED
+from tuning.search.search import LOST
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -10,8 +10,10 @@ from trainables.order import Failure, Report
 from tuning.events import EpochReported, TrialEnded, TrialStarted
 from tuning.experiment import Experiment, ExperimentError
 from tuning.search.budget import BudgetGuard
-from tuning.search.search import INTERRUPTED, KEPT_FOR_THE_BEST, Search
+from tuning.search.open_trials import INTERRUPTED
+from tuning.search.search import Search
 from tuning.search.strategies import open_strategy
+from tuning.search.verdicts import KEPT_FOR_THE_BEST
 
 STOPPING = {"algorithm": "asha_stopping", "min_epochs": 1, "max_epochs": 9, "reduction_factor": 3}
 PROMOTING = STOPPING | {"algorithm": "asha"}
