@@ -4,7 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 from tuning.events import EpochReported, TrialEnded, TrialStarted
 from tuning.experiment import Experiment
-from tuning.tables.results import ResultsWriter, load
+from tuning.tables.results import load
+from tuning.tables.results_writer import ResultsWriter
 from tuning.tables.storage import write_description
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)

@@ -4,7 +4,8 @@ import pytest
 from test_results import Clock, ended, epoch, experiment, started
 
 from tuning.tables.checkpoints import CheckpointFolders, CheckpointKeeper
-from tuning.tables.results import ResultsWriter, load
+from tuning.tables.results import load
+from tuning.tables.results_writer import ResultsWriter
 from tuning.tables.storage import write_table
 
 
@@ -149,7 +150,7 @@ def test_tables_are_complete_after_a_kill_between_the_two_writes(run, tmp_path, 
         write_table(frame, path)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr("tuning.tables.results.write_table", killed_before_trials)
+        patch.setattr("tuning.tables.results_writer.write_table", killed_before_trials)
         run.writer.write()
     again = Run(tmp_path)
     assert again.writer.trials.empty

@@ -20,7 +20,8 @@ from tuning.experiment_file import ExperimentError
 from tuning.plan import expected_epochs, grid_size
 from tuning.runner import CannotGoOn, ExportFailed, GivenUp
 from tuning.tables.query import QueryError, where
-from tuning.tables.results import ResultsWriter, load
+from tuning.tables.results import load
+from tuning.tables.results_writer import ResultsWriter
 from tuning.tables.storage import write_description, write_end
 from tuning.tables.summaries import experiment_state
 

@@ -11,7 +11,8 @@ import pytest
 from line import begun, weight_after
 from raylets import Raylets
 
-from tuning.tables.results import check_tables, load
+from tuning.tables.consistency import check_tables
+from tuning.tables.results import load
 
 ROOT = Path(__file__).parent.parent
 TRIALS, EPOCHS, SECONDS_PER_EPOCH = 6, 4, 0.8

@@ -10,7 +10,7 @@ import pytest
 
 from tuning import Experiment, load, run
 from tuning.runner import ExportFailed, compress
-from tuning.tables.results import check_tables
+from tuning.tables.consistency import check_tables
 from tuning.tables.storage import UnreadableResults
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

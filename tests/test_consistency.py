@@ -11,8 +11,8 @@ from tuning.search.budget import BudgetGuard
 from tuning.search.search import Search
 from tuning.search.strategies import open_strategy
 from tuning.tables.checkpoints import CheckpointFolders, CheckpointKeeper
-from tuning.tables.consistency import check_folder, main
-from tuning.tables.results import ResultsWriter, check_tables
+from tuning.tables.consistency import check_folder, check_tables, main
+from tuning.tables.results_writer import ResultsWriter
 from tuning.tables.storage import write_description, write_table
 
 

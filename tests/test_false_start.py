@@ -13,7 +13,9 @@ from tuning.search.false_start import GIVEN_UP_AFTER
 from tuning.search.search import Search
 from tuning.search.strategies import open_strategy
 from tuning.simulation.simulator import simulate
-from tuning.tables.results import ResultsWriter, check_tables, load
+from tuning.tables.consistency import check_tables
+from tuning.tables.results import load
+from tuning.tables.results_writer import ResultsWriter
 from tuning.tables.storage import write_description
 
 ENDLESS = {"worker_hours": 1e6}

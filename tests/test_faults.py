@@ -14,7 +14,7 @@ from test_runner import experiment, left_behind
 from tuning import load, run
 from tuning.driving import CannotGoOn
 from tuning.gangs.gangs import TRAIN_ENVIRONMENT
-from tuning.tables.results import check_tables
+from tuning.tables.consistency import check_tables
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 

@@ -13,8 +13,9 @@ from trainables.store import Store
 from tuning.tables import mirror as mirrors
 from tuning.tables.checkpoints import CheckpointKeeper
 from tuning.tables.copies import BEST_IS_WHOLE
-from tuning.tables.mirror import LEASE, ExperimentBusy, Mirror, StorageAway
-from tuning.tables.results import ResultsWriter
+from tuning.tables.lease import LEASE, ExperimentBusy
+from tuning.tables.mirror import Mirror, StorageAway
+from tuning.tables.results_writer import ResultsWriter
 
 
 class FlakyStore(Store):
@@ -201,11 +202,11 @@ def test_a_driver_that_was_killed_long_ago_is_no_obstacle(store, tmp_path):
     mirror_of(tmp_path / "b", store)
 
 
-def test_who_was_taken_for_dead_writes_no_more(store, tmp_path):
+def test_who_was_taken_for_dead_writes_no_more(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("tuning.tables.lease.BEAT_S", 0.0)
     first = mirror_of(tmp_path / "a", store)
     store.put(LEASE, json.dumps({"started": "later", "pid": 7, "host": "other"}).encode())
     fill(tmp_path / "a", 1)
-    first._next_beat = 0.0
     first.send()
     assert sent(store) == {}
     with pytest.raises(ExperimentBusy, match="process 7 on other has taken over"):

@@ -8,7 +8,8 @@ from test_results import Clock, ended, epoch, experiment, started
 from trainables import patience
 from trainables.patience import StorageFailed, is_full, patiently
 from tuning.search.journal import open_journal
-from tuning.tables.results import ResultsWriter, load
+from tuning.tables.results import load
+from tuning.tables.results_writer import ResultsWriter
 
 AWAY, FULL = OSError(errno.ESTALE, "stale handle"), OSError(errno.ENOSPC, "No space left on device")
 
@@ -77,10 +78,10 @@ class Disk:
     """Makes `write_table` fail with these errors, one each time."""
 
     def __init__(self, monkeypatch):
-        from tuning.tables import results
+        from tuning.tables import results_writer
 
-        self.errors, self._write = [], results.write_table
-        monkeypatch.setattr(results, "write_table", self.write)
+        self.errors, self._write = [], results_writer.write_table
+        monkeypatch.setattr(results_writer, "write_table", self.write)
 
     def write(self, frame, path):
         if self.errors:

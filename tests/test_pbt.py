@@ -32,8 +32,10 @@ from tuning.simulation.scheduler_comparison import compare
 from tuning.simulation.simulator import simulate
 from tuning.simulation.trainable_curves import TrainableCurves
 from tuning.tables.checkpoints import CheckpointFolders, CheckpointKeeper
+from tuning.tables.consistency import check_tables
 from tuning.tables.ledger import Ledger
-from tuning.tables.results import ResultsWriter, check_tables, load
+from tuning.tables.results import load
+from tuning.tables.results_writer import ResultsWriter
 from tuning.tables.storage import write_description
 
 FOUR = {

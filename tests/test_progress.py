@@ -9,7 +9,7 @@ from rich.console import Console
 from tuning.events import EpochReported, GangClosed, TrialEnded, TrialStarted
 from tuning.experiment import Experiment
 from tuning.progress import Progress
-from tuning.tables.results import ResultsWriter
+from tuning.tables.results_writer import ResultsWriter
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -12,19 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import qmc
 
 from search_spaces import Choice, Float, Int, Space
-from tuning.search.proposers import (
-    POPULATION,
-    CmaEs,
-    Grid,
-    Modelled,
-    Nsga2,
-    Observed,
-    Random,
-    Sobol,
-    _study,
-    highest_level,
-    make_sampler,
-)
+from tuning.search.optuna_proposers import Modelled, Nsga2, _study, highest_level, make_sampler
+from tuning.search.proposers import POPULATION, CmaEs, Grid, Observed, Random, Sobol
 from tuning.search.ranking import Standing, hypervolume
 
 LEVELS = (1, 3, 9)

@@ -13,7 +13,7 @@ from tuning.events import FINAL_STATES
 from tuning.tables.checkpoints import CheckpointFolders, CheckpointKeeper
 from tuning.tables.comparison import WENT_WRONG
 from tuning.tables.quota import Checkpoint, superfluous
-from tuning.tables.results import ResultsWriter
+from tuning.tables.results_writer import ResultsWriter
 
 SIZE_MB = 10.0
 

@@ -19,8 +19,10 @@ from search_spaces.space import Space
 from tuning.events import EpochReported, TrialEnded, TrialStarted
 from tuning.experiment import Experiment
 from tuning.search import ranking
+from tuning.tables.consistency import check_tables
 from tuning.tables.ledger import Ledger
-from tuning.tables.results import ResultsWriter, check_tables, load
+from tuning.tables.results import load
+from tuning.tables.results_writer import ResultsWriter
 from tuning.tables.schema import epochs_dtypes, searched_columns, trials_dtypes
 from tuning.tables.storage import (
     UnknownExperiment,
@@ -221,7 +223,7 @@ def test_writes_are_spaced_by_what_they_take(tmp_path, monkeypatch):
         clock.now += 0.5  # two tables: a second per write
         written.append(path.name)
 
-    monkeypatch.setattr("tuning.tables.results.write_table", slow_write)
+    monkeypatch.setattr("tuning.tables.results_writer.write_table", slow_write)
     writer = ResultsWriter(experiment(tmp_path), clock=clock)
     assert written == ["epochs.parquet", "trials.parquet"]
     for _ in range(200):

@@ -4,7 +4,7 @@ import pytest
 
 from tuning.experiment import Experiment, ExperimentError
 from tuning.resuming import refuse_changes
-from tuning.tables.results import ResultsWriter
+from tuning.tables.results_writer import ResultsWriter
 from tuning.tables.storage import UnreadableResults, write_description
 
 SPEC = {

@@ -17,7 +17,7 @@ from tuning import Experiment, load, run
 from tuning.events import EpochReported
 from tuning.simulation.simulator import simulate
 from tuning.simulation.trainable_curves import TrainableCurves
-from tuning.tables.results import check_tables
+from tuning.tables.consistency import check_tables
 from tuning.tables.storage import UnreadableResults
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -13,7 +13,8 @@ import optuna
 import pytest
 
 from search_spaces import Choice, Float, Space
-from tuning.search.proposers import Grid, Modelled, Proposal, Random, Sobol, make_sampler
+from tuning.search.optuna_proposers import Modelled, make_sampler
+from tuning.search.proposers import Grid, Proposal, Random, Sobol
 from tuning.search.ranking import Standing
 from tuning.search.searcher import Searcher
 

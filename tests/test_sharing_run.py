@@ -11,7 +11,7 @@ import yaml
 from raylets import Raylets
 
 from tuning import load
-from tuning.tables.results import check_tables
+from tuning.tables.consistency import check_tables
 from tuning.tables.storage import UnreadableResults
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -14,7 +14,8 @@ from servers import CREDENTIALS, new_bucket, s3
 from trainables.store import Store, under
 from tuning import Experiment, run
 from tuning.cli import main
-from tuning.tables.results import check_tables, load
+from tuning.tables.consistency import check_tables
+from tuning.tables.results import load
 from tuning.tables.storage import UnknownExperiment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -32,7 +32,7 @@ from tuning.search.trial import Run
 from tuning.tables.checkpoints import CheckpointFolders, CheckpointKeeper
 from tuning.tables.lineage import trial_seed
 from tuning.tables.mirror import Mirror
-from tuning.tables.results import ResultsWriter
+from tuning.tables.results_writer import ResultsWriter
 from tuning.tables.storage import write_end
 
 TUNE_ENVIRONMENT = {

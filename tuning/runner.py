@@ -33,7 +33,8 @@ from tuning.run_log import written_down
 from tuning.search.strategies import open_strategy
 from tuning.search.warm_start import earlier_trials
 from tuning.tables.copies import checkpoint_in
-from tuning.tables.mirror import ExperimentBusy, Mirror, mirrored
+from tuning.tables.lease import ExperimentBusy
+from tuning.tables.mirror import Mirror, mirrored
 from tuning.tables.results import Results, load
 from tuning.tables.storage import write_description
 from tuning.variants import Variants

@@ -8,17 +8,13 @@ neither files nor Ray nor when a trial starts or ends. `auto`, our own method, i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cached_property
 from typing import Any, Protocol
 
 import cmaes
 import numpy as np
-import optuna
-from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import qmc
 
 from search_spaces import Space
@@ -27,8 +23,6 @@ from tuning.search.ranking import Standing
 
 #: Trials of one generation of `cmaes` and `nsga2`; gangs are few, so that generations must be small.
 POPULATION = 16
-#: Most trials that a library's model is built from: the best half and the latest half.
-MODELLED = 1000
 
 
 @dataclass
@@ -48,6 +42,11 @@ class Observed:
     """trial_id of the trial from whose checkpoint it started; None: from nothing."""
     parent_epoch: int = 0
     """Epochs of that checkpoint; its own are numbered on from there."""
+
+    def comparable_at(self, epoch: int) -> bool:
+        """Whether it has a finite result after this epoch."""
+        standing = self.results.get(epoch)
+        return standing is not None and standing.finite
 
 
 @dataclass(frozen=True)
@@ -131,71 +130,6 @@ class Replayed:
         return Proposal(dict(self._configs[number])) if number < len(self._configs) else None
 
 
-class Modelled:
-    """A sampler of Optuna, shown the results of the highest rung that has enough of them as a study of its
-    own (Falkner et al. 2018, BOHB): no trial is compared with another that trained for longer.
-
-    `ranked` shows trials that only reached lower rungs as well, ranked behind. Only promoted trials reach the
-    highest, and shown these alone, TPE calls the worse half of the good ones bad and turns away from where
-    both are (it then searched worse than random).
-
-    Args:
-        sampler: makes the sampler of a trial from its seed.
-        levels: epochs at which trials are evaluated in full, ascending.
-        enough: results that a rung needs before it is learnt from; below that, draws are random.
-        ranked: show trials of lower rungs, too; with one objective only.
-        earlier: trials of earlier experiments, learnt from as if they were this one's.
-    """
-
-    def __init__(
-        self,
-        space: Space,
-        seed: int,
-        *,
-        sampler: Callable[[int], BaseSampler],
-        levels: Sequence[int],
-        enough: int,
-        ranked: bool = False,
-        earlier: Sequence[Observed] = (),
-    ):
-        self._ranked, self._earlier = ranked, earlier
-        self._space, self._seed = space, seed
-        self._sampler, self._levels, self._enough = sampler, levels, enough
-        self._random = Random(space, seed)
-
-    def propose(self, number: int, observed: Sequence[Observed]) -> Proposal:
-        """What the sampler suggests after the results of one rung."""
-        observed = [*self._earlier, *observed] if self._earlier else observed
-        level = highest_level(observed, self._levels, self._enough)
-        if level is None:
-            return self._random.propose(number, observed)
-        objectives = next(len(o.results[level].losses) for o in observed if _usable(o, level))
-        if self._ranked and objectives == 1:
-            lower = [each for each in self._levels if each <= level]
-            shown = _most_telling(observed, lower, ranked=True)
-        else:
-            shown = _most_telling(observed, [level])
-        study = _study(self._space, shown, self._sampler(_seed(self._seed, number)))
-        return Proposal(self._space.suggest(study.ask()))
-
-
-class Nsga2:
-    """NSGA-II (Deb et al. 2002) on the results of the lowest rung, which every trial reaches."""
-
-    def __init__(self, space: Space, seed: int, *, levels: Sequence[int]):
-        self._space, self._seed, self._level = space, seed, levels[0]
-
-    def propose(self, number: int, observed: Sequence[Observed]) -> Proposal:
-        """A child of the last full generation."""
-        shown = [(o, o.results[self._level]) for o in observed if _usable(o, self._level)]
-        sampler = NSGAIISampler(population_size=POPULATION, seed=_seed(self._seed, number))
-        key = sampler._get_generation_key()
-        study = _study(self._space, shown, sampler, note=lambda trial: {key: trial.generation})
-        trial = study.ask()
-        config = self._space.suggest(trial)
-        return Proposal(config, study.get_trials(deepcopy=False)[-1].system_attrs.get(key, 0))
-
-
 class CmaEs:
     """CMA-ES (Hansen 2016) over numeric hyperparameters, scaled to 0 to 1, on the results of the lowest rung;
     choices are drawn at random."""
@@ -215,7 +149,7 @@ class CmaEs:
             sigma=0.3,
             bounds=np.array([[0.0, 1.0]] * len(self._numeric)),
             population_size=POPULATION,
-            seed=_seed(self._seed, number),
+            seed=seed_of(self._seed, number),
         )
         while (told := self._generation(observed, optimizer.generation)) is not None:
             optimizer.tell(told)
@@ -225,7 +159,7 @@ class CmaEs:
     def _generation(
         self, observed: Sequence[Observed], generation: int
     ) -> list[tuple[np.ndarray, float]] | None:
-        members = [o for o in observed if o.generation == generation and _usable(o, self._level)]
+        members = [o for o in observed if o.generation == generation and o.comparable_at(self._level)]
         if len(members) < POPULATION:
             return None
         worst = max(o.results[self._level].losses[0] for o in members)
@@ -244,103 +178,6 @@ class CmaEs:
         )
 
 
-def make_sampler(algorithm: str, startup_trials: int) -> Callable[[int], BaseSampler]:
-    """`tpe` or `gp` of Optuna, every option said out loud."""
-    if algorithm == "gp":
-        return lambda seed: GPSampler(
-            seed=seed, n_startup_trials=startup_trials, deterministic_objective=False
-        )
-    return lambda seed: TPESampler(
-        seed=seed,
-        n_startup_trials=startup_trials,
-        n_ei_candidates=24,
-        # Shown only comparable results, Optuna 5's defaults (multivariate, constant_liar) are no better.
-        multivariate=False,
-        group=False,
-        constant_liar=False,
-    )
-
-
-def highest_level(observed: Sequence[Observed], levels: Sequence[int], enough: int) -> int | None:
-    """The highest of `levels` at which `enough` trials have a result; None: there is none."""
-    for level in reversed(levels):
-        if sum(_usable(trial, level) for trial in observed) >= enough:
-            return level
-    return None
-
-
-def _most_telling(
-    observed: Sequence[Observed], levels: Sequence[int], *, ranked: bool = False
-) -> list[tuple[Observed, Standing]]:
-    """Trials, each with its result at the last of `levels` that it reached.
-
-    All of them, or where they are many the best half and the latest half of `MODELLED`: models cost by their
-    number. It is asked for every proposal, so what it does for each trial is little.
-
-    Args:
-        ranked: instead of the result its rank as a loss: the highest rung first, then the better.
-    """
-    descending = levels[::-1]
-    last = [
-        (trial, trial.results[level], level)
-        for trial in observed
-        if (level := next((each for each in descending if _usable(trial, each)), 0))
-    ]
-    keys = np.array([(standing.losses[0], standing.violation, -level) for _, standing, level in last])
-    places = np.argsort(np.lexsort(keys.T)).tolist()
-    best, latest = MODELLED // 2, len(last) - MODELLED // 2
-    return [
-        (trial, Standing((float(place),)) if ranked else standing)
-        for index, ((trial, standing, _), place) in enumerate(zip(last, places, strict=True))
-        if len(last) <= MODELLED or place < best or index >= latest
-    ]
-
-
-def _usable(trial: Observed, level: int) -> bool:
-    standing = trial.results.get(level)
-    return standing is not None and standing.finite
-
-
-class _Told(FrozenTrial):
-    """A finished trial that a study takes as it is: copying a thousand of them costs more than TPE itself."""
-
-    def __deepcopy__(self, memo: object) -> _Told:
-        return self
-
-
-def _study(
-    space: Space,
-    shown: Sequence[tuple[Observed, Standing]],
-    sampler: BaseSampler,
-    note: Callable[[Observed], dict[str, Any]] = lambda trial: {},
-) -> optuna.Study:
-    """A study in memory that holds these results, all of them to be minimised."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    objectives = len(shown[0][1].losses) if shown else 2
-    study = optuna.create_study(sampler=sampler, directions=["minimize"] * objectives)
-    distributions = space.distributions()
-    constrained = any(standing.violation for _, standing in shown)
-    now = datetime.now()
-    for trial, standing in shown:
-        told = _Told(
-            number=-1,  # the study counts
-            trial_id=-1,
-            state=TrialState.COMPLETE,
-            value=None,
-            values=list(standing.losses),
-            datetime_start=now,
-            datetime_complete=now,
-            params=dict(trial.config),
-            distributions={name: distributions[name] for name in trial.config},
-            user_attrs={},
-            system_attrs=note(trial),
-            intermediate_values={},
-        )
-        if constrained:
-            told.set_constraint("violation", standing.violation)
-        study.add_trial(told)
-    return study
-
-
-def _seed(seed: int, number: int) -> int:
+def seed_of(seed: int, number: int) -> int:
+    """The seed of one trial's draws."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])

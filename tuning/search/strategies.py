@@ -12,18 +12,9 @@ from tuning.experiment import Experiment
 from tuning.plan import grid_size
 from tuning.search.auto import Auto
 from tuning.search.front_scheduler import FrontScheduler
+from tuning.search.optuna_proposers import Modelled, Nsga2, make_sampler
 from tuning.search.pbt import Pbt
-from tuning.search.proposers import (
-    CmaEs,
-    Grid,
-    Modelled,
-    Nsga2,
-    Observed,
-    Proposer,
-    Random,
-    Sobol,
-    make_sampler,
-)
+from tuning.search.proposers import CmaEs, Grid, Observed, Proposer, Random, Sobol
 from tuning.search.scheduler import PromotingAsha, Scheduler, StoppingAsha
 from tuning.search.searcher import Searcher
 

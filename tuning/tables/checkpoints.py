@@ -23,7 +23,7 @@ from tuning.events import FINAL_STATES, EpochReported, Event, TrialEnded, TrialS
 from tuning.tables.comparison import WENT_WRONG
 from tuning.tables.lineage import starts_after
 from tuning.tables.quota import Checkpoint, superfluous
-from tuning.tables.results import ResultsWriter
+from tuning.tables.results_writer import ResultsWriter
 
 
 class Checkpoints(Protocol):

@@ -9,14 +9,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import optuna
+import pandas as pd
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from tuning.events import FINAL_STATES
+from tuning.events import FINAL_STATES, TrialState
 from tuning.tables.comparison import WENT_WRONG
-from tuning.tables.results import Results, check_tables, load
+from tuning.tables.lineage import starts_after
+from tuning.tables.results import Results, load
 
 
 def check_folder(folder: Path) -> list[str]:
@@ -32,6 +35,40 @@ def check_folder(folder: Path) -> list[str]:
         *_disagreements_with_study(found),
         *_left_aside(found.folder),
     ]
+
+
+def check_tables(trials: pd.DataFrame, epochs: pd.DataFrame) -> list[str]:
+    """What is wrong with the tables, one line each: the invariants that every run must leave intact."""
+    problems = [
+        f"trial {name} is there twice" for name in trials["trial_id"][trials["trial_id"].duplicated()]
+    ]
+    known = set(get_args(TrialState))
+    strange = trials[~trials["state"].isin(known)]
+    problems += [f"trial {row.trial_id} has state {row.state!r}" for row in strange.itertuples()]
+    done: dict[str, list[int]] = {}
+    attempts: dict[str, list[int]] = {}
+    for name, epoch, attempt in zip(epochs["trial_id"], epochs["epoch"], epochs["attempt"], strict=True):
+        done.setdefault(name, []).append(int(epoch))
+        attempts.setdefault(name, []).append(int(attempt))
+    problems += [
+        f"epochs of a trial {name} that is not in trials" for name in set(done) - set(trials["trial_id"])
+    ]
+    for row in trials.to_dict("records"):
+        found = done.get(row["trial_id"], [])
+        if found != list(range(starts_after(row) + 1, row["epochs"] + 1)):
+            problems.append(f"trial {row['trial_id']} says {row['epochs']} epochs, its epochs are {found}")
+        if not pd.isna(row["best_epoch"]) and row["best_epoch"] not in found:
+            problems.append(f"trial {row['trial_id']} has best epoch {row['best_epoch']}, which it never ran")
+        if pd.isna(row["finished_at"]) == (row["state"] in FINAL_STATES):
+            problems.append(f"trial {row['trial_id']} is {row['state']}, finished at {row['finished_at']}")
+        tried = attempts.get(row["trial_id"], [])
+        if tried != sorted(tried):
+            problems.append(f"trial {row['trial_id']} went back to an earlier attempt: {tried}")
+        if row["restarts"] + 1 < max(tried, default=1):
+            problems.append(
+                f"trial {row['trial_id']} says {row['restarts']} restarts, its epochs are of attempts {tried}"
+            )
+    return problems
 
 
 def _unfit_checkpoints(found: Results) -> list[str]:

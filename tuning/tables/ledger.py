@@ -1,6 +1,6 @@
 """What happened in an experiment so far, as rows: events in, the two tables out.
 
-In memory only: `tuning/tables/results.py` writes the tables, `tuning/progress.py` shows them.
+In memory only: `tuning/tables/results_writer.py` writes the tables, `tuning/progress.py` shows them.
 """
 
 from __future__ import annotations

@@ -11,16 +11,11 @@ and no checkpoint is deleted that the tables there need.
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import platform
 import shutil
 import threading
 import time
-import uuid
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +23,15 @@ from trainables.checkpoint_files import SUFFIX
 from trainables.patience import StorageFailed, patiently
 from trainables.store import Store, store_is_away
 from tuning.experiment_file import ExperimentError
-from tuning.tables.copies import BEST_IS_WHOLE, ORIGIN, TRIALS_FIRST, download
+from tuning.tables.copies import BEST_IS_WHOLE, TRIALS_FIRST, download
+from tuning.tables.lease import LEASE, ExperimentBusy, Lease, identity, read_lease
 
 #: Seconds between two looks at what has changed, and times as long as the last sending took.
 INTERVAL_S, SPACING = 3.0, 5
 #: Seconds until the next attempt while the store is away: after the first, and at most.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
-#: Who works on the experiment; written again while that goes on, and taken for dead when it is this old.
-LEASE, BEAT_S, DEAD_AFTER_S = "lease.json", 30.0, 180.0
 #: Seconds for which the end of a run, or a fork, waits for a store that is away.
 PATIENCE_S = 300.0
-
-
-class ExperimentBusy(ExperimentError):
-    """Another process is running this experiment."""
 
 
 class StorageAway(OSError):
@@ -70,16 +60,13 @@ class Mirror:
     ):
         self._folder, self._store, self._say = folder, store, say
         self._interval_s, self._patience_s = interval_s, patience_s
-        self._me = {"copy": _identity(folder, store.url), "host": platform.node(), "pid": os.getpid()}
-        self._me["started"] = uuid.uuid4().hex[:12]
+        self._lease = Lease(store, identity(folder, store.url))
         self._sent: dict[str, tuple[int, ...]] = {}  # by name, what tells a file from its next version
         self._there: defaultdict[str, set[str]] = defaultdict(set)  # checkpoints of earlier runs, by trial
         self._deleted: defaultdict[str, set[str]] = defaultdict(set)
         self._doomed: deque[str] = deque()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
-        self._lost_to = ""
-        self._next_beat = 0.0
 
     def take_over(self) -> None:
         """Become the one who works on the experiment, and bring what the URL has into the folder.
@@ -90,14 +77,7 @@ class Mirror:
             ExperimentBusy: another process works on it.
             OSError: the store cannot be reached, or refuses.
         """
-        before = bring_here(self._folder, self._store)
-        if before.get("copy") != self._me["copy"] and is_alive(before):
-            raise ExperimentBusy([f"{self._store.url}: {_who(before)} is running this experiment"])
-        self._beat()
-        # Two who start in the same moment both come this far; no store that pyarrow knows lets one of them
-        # write only if the other has not. Whoever wrote last is read by both.
-        if (now := _read_lease(self._store)).get("started") != self._me["started"]:
-            raise ExperimentBusy([f"{self._store.url}: {_who(now)} is running this experiment"])
+        self._lease.take(bring_here(self._folder, self._store))
         for name in self._store.files("checkpoints"):
             _, _, rest = name.partition("/")
             trial_id, _, file = rest.partition("/")
@@ -125,8 +105,8 @@ class Mirror:
         Raises:
             ExperimentBusy: another process has taken the experiment over.
         """
-        if self._lost_to:
-            raise ExperimentBusy([f"{self._store.url}: {self._lost_to} has taken over this experiment"])
+        if self._lease.lost_to:
+            raise ExperimentBusy([f"{self._store.url}: {self._lease.lost_to} has taken over this experiment"])
         doomed = set(reported) - self._deleted[trial_id]
         self._deleted[trial_id] |= doomed - set(keep)
         if over:
@@ -149,9 +129,8 @@ class Mirror:
         Raises:
             OSError: the store is away; whatever was not done is done next time.
         """
-        if time.monotonic() >= self._next_beat:
-            self._beat(only_mine=True)
-        if self._lost_to:
+        self._lease.renew()
+        if self._lease.lost_to:
             return
         number_of_doomed = len(self._doomed)
         for name, version, content in self._changed():
@@ -171,12 +150,12 @@ class Mirror:
         self._closing.set()
         if self._thread is not None:
             self._thread.join()
-        if self._lost_to:
+        if self._lease.lost_to:
             return
         try:
             if self._thread is not None:
                 patiently(self.send, patience_s=self._patience_s, away=store_is_away)
-            self._store.put(LEASE, self._lease(running=False))
+            self._lease.release()
         except (OSError, StorageFailed) as error:
             raise StorageAway(
                 f"not all results are at {self._store.url}: they are in {self._folder}, and the same command "
@@ -229,17 +208,6 @@ class Mirror:
             spaced = min(SPACING * (time.monotonic() - begin), LONGEST_PAUSE_S)
             pause, failures = max(self._interval_s, spaced), 0
 
-    def _beat(self, *, only_mine: bool = False) -> None:
-        if only_mine and (now := _read_lease(self._store)).get("started") != self._me["started"]:
-            self._lost_to = _who(now)
-            return
-        self._store.put(LEASE, self._lease(running=True))
-        self._next_beat = time.monotonic() + BEAT_S
-
-    def _lease(self, *, running: bool) -> bytes:
-        at = datetime.now(UTC).isoformat(timespec="seconds")
-        return json.dumps({**self._me, "at": at, "running": running}, indent=2).encode()
-
 
 @contextlib.contextmanager
 def mirrored(folder: Path, url: str, say: Callable[[str], None]) -> Iterator[Mirror]:
@@ -272,8 +240,8 @@ def bring_here(folder: Path, store: Store) -> dict[str, Any]:
     Raises:
         OSError: the store cannot be reached, or refuses.
     """
-    before = _read_lease(store)
-    if before.get("copy") != _identity(folder, store.url):
+    before = read_lease(store)
+    if before.get("copy") != identity(folder, store.url):
         for path in folder.iterdir():
             if path.name[0] != ".":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -284,48 +252,9 @@ def bring_here(folder: Path, store: Store) -> dict[str, Any]:
     return before
 
 
-def is_driven(folder: Path) -> bool:
-    """Whether a process works on the experiment, by the reader's copy in `folder`; False if it is none."""
-    try:
-        return is_alive(json.loads((folder / LEASE).read_text()))
-    except FileNotFoundError:
-        return False
-
-
-def is_alive(driver: dict[str, Any]) -> bool:
-    """Whether what `lease.json` holds is of a process that works on the experiment, if the clocks agree."""
-    if not driver.get("running"):
-        return False
-    age = datetime.now(UTC) - datetime.fromisoformat(driver["at"])
-    return age.total_seconds() < DEAD_AFTER_S
-
-
-def _identity(folder: Path, url: str) -> str:
-    """What tells this folder from the copies that other machines work in."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ORIGIN
-    try:
-        return json.loads(path.read_text())["copy"]
-    except (FileNotFoundError, ValueError, LookupError):
-        identity = uuid.uuid4().hex
-        path.write_text(json.dumps({"url": url, "copy": identity}))
-        return identity
-
-
-def _read_lease(store: Store) -> dict[str, Any]:
-    try:
-        return json.loads(store.read(LEASE))
-    except FileNotFoundError:
-        return {}
-
-
 def _version(path: Path) -> tuple[int, ...]:
     stat = path.stat()
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
-
-
-def _who(driver: dict[str, Any]) -> str:
-    return f"process {driver.get('pid', '?')} on {driver.get('host', 'another machine')}"
 
 
 def _in_short(error: Exception) -> str:

@@ -1,116 +1,33 @@
-"""The tables of an experiment: written as it happens, read back with the same dtypes, best trial picked.
+"""The tables of an experiment, read back with the dtypes they were written with, and the best trial picked.
 
-Columns are defined in `tuning/tables/schema.py`, rows made in `tuning/tables/ledger.py`. Nothing here decides
-what runs.
+Columns are defined in `tuning/tables/schema.py`. Nothing here decides what runs.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 import yaml
 
 from search_spaces.nearest import nearest
-from trainables.patience import PATIENCE_S, StorageFailed, patiently
 from tuning.choosing import pareto
 from tuning.choosing.pareto import Figures
-from tuning.events import FINAL_STATES, Event, TrialState
 from tuning.search import ranking
 from tuning.tables.comparison import WENT_WRONG
 from tuning.tables.copies import origin_of
 from tuning.tables.fidelity import agreement
-from tuning.tables.ledger import Ledger
-from tuning.tables.lineage import schedule, starts_after
+from tuning.tables.lineage import schedule
 from tuning.tables.schema import BETTER, figure_column
-from tuning.tables.storage import UnreadableResults, find_folder, read_table, write_table
+from tuning.tables.storage import UnreadableResults, find_folder, read_table
 
 if TYPE_CHECKING:
     from tuning.experiment import Experiment
-
-#: Writing the tables takes at most about one part in this many of a run's time.
-WRITE_SPACING = 20
-
-
-class ResultsWriter:
-    """Keeps `trials.parquet` and `epochs.parquet` of an experiment up to date; a listener of its events.
-
-    Both tables are kept in memory and rewritten whole, aside and then renamed, so that a reader or a killed
-    run never has half a table. After a write that took d seconds the next one waits 20 d. Tables that exist
-    already are continued.
-    """
-
-    def __init__(self, experiment: Experiment, *, clock: Callable[[], float] = time.monotonic):
-        self._folder = experiment.folder
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self.ledger = Ledger(experiment)
-        self.ledger.take_up(self._folder)
-        self._clock = clock
-        self._dirty = False
-        self._patience_s = PATIENCE_S
-        self.make_room: Callable[[], bool] = lambda: False
-        """Called where the disk is full: deletes what nobody needs, and says whether there was any."""
-        self.write()
-
-    @property
-    def trials(self) -> pd.DataFrame:
-        """The table of trials as of now, on disk or not yet."""
-        return self.ledger.trials_table()
-
-    @property
-    def epochs(self) -> pd.DataFrame:
-        """The table of epochs as of now."""
-        return self.ledger.epochs_table()
-
-    @property
-    def saved(self) -> bool:
-        """Whether the tables on disk hold everything that was told."""
-        return not self._dirty
-
-    def handle(self, event: Event) -> None:
-        """Take the event into the tables, and write them if that is due."""
-        self.ledger.apply(event)
-        self._dirty = True
-        self.tick()
-
-    def tick(self) -> None:
-        """Write the tables if they have changed and a write is due."""
-        if self._dirty and self._clock() >= self._next_write:
-            self.write()
-
-    def close(self) -> None:
-        """Write what is not written yet."""
-        if self._dirty:
-            self.write()
-
-    def write(self) -> None:
-        """Rewrite both tables now; while the storage is away, again and again.
-
-        Raises:
-            StorageFailed: see `patiently`. The tables on disk are as they were.
-        """
-        begin = self._clock()
-        try:
-            patiently(self._write_both, patience_s=self._patience_s)
-        except StorageFailed as error:
-            if not error.full or not self.make_room():
-                self._patience_s = 0.0  # the run is taken down now; each listener's end would wait again
-                raise
-            patiently(self._write_both)
-        end = self._clock()
-        self._dirty = False
-        self._next_write = end + WRITE_SPACING * (end - begin)
-
-    def _write_both(self) -> None:
-        # Epochs first: after a kill in between, `trials` is behind, and is worked out from them again.
-        write_table(self.epochs, self._folder / "epochs.parquet")
-        write_table(self.trials, self._folder / "trials.parquet")
 
 
 @dataclass(frozen=True)
@@ -347,37 +264,3 @@ def load(name_or_folder: str | Path, storage: str | Path = "captune-results") ->
             raise UnreadableResults(f"{table} does not exist: the run ended before it had written its tables")
     trials, epochs = map(read_table, tables)
     return Results(folder, trials, epochs)
-
-
-def check_tables(trials: pd.DataFrame, epochs: pd.DataFrame) -> list[str]:
-    """What is wrong with the tables, one line each: the invariants that every run must leave intact."""
-    problems = [
-        f"trial {name} is there twice" for name in trials["trial_id"][trials["trial_id"].duplicated()]
-    ]
-    known = set(get_args(TrialState))
-    strange = trials[~trials["state"].isin(known)]
-    problems += [f"trial {row.trial_id} has state {row.state!r}" for row in strange.itertuples()]
-    done: dict[str, list[int]] = {}
-    attempts: dict[str, list[int]] = {}
-    for name, epoch, attempt in zip(epochs["trial_id"], epochs["epoch"], epochs["attempt"], strict=True):
-        done.setdefault(name, []).append(int(epoch))
-        attempts.setdefault(name, []).append(int(attempt))
-    problems += [
-        f"epochs of a trial {name} that is not in trials" for name in set(done) - set(trials["trial_id"])
-    ]
-    for row in trials.to_dict("records"):
-        found = done.get(row["trial_id"], [])
-        if found != list(range(starts_after(row) + 1, row["epochs"] + 1)):
-            problems.append(f"trial {row['trial_id']} says {row['epochs']} epochs, its epochs are {found}")
-        if not pd.isna(row["best_epoch"]) and row["best_epoch"] not in found:
-            problems.append(f"trial {row['trial_id']} has best epoch {row['best_epoch']}, which it never ran")
-        if pd.isna(row["finished_at"]) == (row["state"] in FINAL_STATES):
-            problems.append(f"trial {row['trial_id']} is {row['state']}, finished at {row['finished_at']}")
-        tried = attempts.get(row["trial_id"], [])
-        if tried != sorted(tried):
-            problems.append(f"trial {row['trial_id']} went back to an earlier attempt: {tried}")
-        if row["restarts"] + 1 < max(tried, default=1):
-            problems.append(
-                f"trial {row['trial_id']} says {row['restarts']} restarts, its epochs are of attempts {tried}"
-            )
-    return problems

@@ -17,7 +17,7 @@ from tuning.events import FINAL_STATES
 from tuning.render import STATE_STYLE, cell_text, count, missing, number
 from tuning.search.budget import BudgetGuard
 from tuning.tables.comparison import WENT_WRONG
-from tuning.tables.mirror import is_driven
+from tuning.tables.lease import is_driven
 from tuning.tables.results import Results, load
 from tuning.tables.schema import figure_column
 from tuning.tables.storage import without_gain_at_end
