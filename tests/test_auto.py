@@ -11,8 +11,9 @@ from scipy.stats import qmc
 from search_spaces import Choice, Float, Int, Space
 from trainables.order import Failure
 from tuning.experiment import Experiment
-from tuning.search.auto import MODELLED, Auto, _most_telling
+from tuning.search.auto import Auto
 from tuning.search.encoding import Encoding
+from tuning.search.evidence import MODELLED, _most_telling
 from tuning.search.gaussian_process import GaussianProcess
 from tuning.search.proposers import Observed
 from tuning.search.ranking import Standing
@@ -287,12 +288,12 @@ def test_beside_another_scheduler_results_and_failures_are_learnt_in_the_order_i
     reported.append((1, 0))
     tell(2, 1)
     auto.propose(3, observed)
-    live = list(auto._arrivals)
+    live = list(auto._evidence)
     assert live == [(1, 1), (0, 1), (0, 9), (1, 9), (2, 1)], "the failure counts at the rung that it missed"
     resumed = Auto(SPACE, 0, levels=(1, 9))
     resumed.watch(observed, reported, decides=False)
     resumed.propose(3, observed)
-    assert list(resumed._arrivals) == live
+    assert list(resumed._evidence) == live
 
 
 @pytest.mark.parametrize("objectives", [1, 2])
@@ -319,8 +320,8 @@ def test_failures_of_earlier_experiments_count_as_such():
     early = Observed(SPACE.at(dict.fromkeys(SPACE, 0.8)), {1: Standing((0.0,))}, over=True, failed=True)
     never = Observed(SPACE.at(dict.fromkeys(SPACE, 0.9)), {}, over=True, failed=True)
     auto = Auto(SPACE, 0, levels=(1, 9), earlier=[good, early, never])
-    assert set(auto._arrivals) == {(-1, 9), (-2, 1), (-2, 9), (-3, 1)}
-    assert not auto._standing(-2, 9).finite and not auto._standing(-3, 1).finite
+    assert set(auto._evidence) == {(-1, 9), (-2, 1), (-2, 9), (-3, 1)}
+    assert not auto._evidence.standing(-2, 9).finite and not auto._evidence.standing(-3, 1).finite
 
 
 def test_who_knows_earlier_trials_pauses_the_first_new_one():

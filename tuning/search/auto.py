@@ -21,7 +21,6 @@ the first one would have. This file knows neither Ray nor files.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +31,7 @@ from numpy.typing import NDArray
 
 from search_spaces import Space
 from tuning.search.encoding import Encoding
+from tuning.search.evidence import MODELLED, Evidence
 from tuning.search.gaussian_process import GaussianProcess
 from tuning.search.proposers import Observed, Proposal
 from tuning.search.ranking import Standing, best_first
@@ -44,14 +44,10 @@ Array = NDArray[np.float64]
 STARTUP = 8
 #: Share of decisions that are random draws, and share that are ASHA's promotions.
 RANDOM, BY_RANK = 0.05, 0.05
-#: Of the scale of losses: units below the median that the best can be, and above it that the worst counts.
-BEST, BAD = 3.0, 2.0
 #: Candidates: as many independent draws as neighbours of the best; of so many the epochs are priced.
 CANDIDATES, LEADERS, PRICED = 150, 8, 24
-#: Parameters are fitted again when there are so many times as many results, in so many steps.
-REFIT, STEPS = 1.3, 15
-#: Most results in the model, and decisions after which it is asked more and more seldom: both bound its cost.
-MODELLED, ALWAYS = 300, 1000
+#: Decisions after which the model is asked more and more seldom: that bounds its cost.
+ALWAYS = 1000
 
 
 @dataclass(frozen=True)
@@ -60,16 +56,6 @@ class _Choice:
 
     paused: int | None = None
     config: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class _Results:
-    """What the model learns from, a row for each result."""
-
-    numbers: list[int]
-    points: Array  # float64 [n, dimensions]
-    times: Array  # float64 [n]
-    standings: list[Standing]
 
 
 @contextlib.contextmanager
@@ -107,24 +93,12 @@ class Auto(Scheduler):
         self._seed, self._levels = seed, tuple(levels)
         self._encoding = Encoding(space)
         self._asha = PromotingAsha(rungs=self._levels[:-1], reduction_factor=reduction_factor)
-        self._worst = Standing((math.inf,) * objectives)
-        self._earlier = earlier  # these have the numbers -1, -2, …
-        self._observed: Sequence[Observed] = ()
+        self._evidence = Evidence(self._encoding, self._levels, objectives, earlier)
+        self._startup = STARTUP - len(earlier)
         self._decides = True
-        self._points: dict[int, Array] = {}  # by number
-        # (number, epoch) of results, in the order of reporting; the value says nothing.
-        self._arrivals: dict[tuple[int, int], None] = {
-            (-1 - index, epoch): None
-            for index, trial in enumerate(earlier)
-            for epoch in self._levels
-            if epoch in trial.results
-        }
-        for index in range(len(earlier)):
-            self._remember_failure(-1 - index)
         self._waiting: dict[int, int] = {}  # number -> epoch of the rung at which it is paused
         self._reported: Sequence[tuple[int, int]] = ()
         self._looked_at = 0  # how many of those reports are taken in
-        self._parameters: dict[int, Any] = {}  # of the process, by the number of results at their fit
         self._choice: tuple[Any, _Choice] | None = None  # with what it was made from
 
     def watch(
@@ -137,7 +111,7 @@ class Auto(Scheduler):
             reported: number and epoch of every result, and number and 0 of every end, as they came.
             decides: whether this object is the scheduler, too, or only proposes.
         """
-        self._observed, self._reported, self._decides = observed, reported, decides
+        self._evidence.observed, self._reported, self._decides = observed, reported, decides
 
     # As a proposer.
 
@@ -158,7 +132,7 @@ class Auto(Scheduler):
         if epoch not in self._levels:
             return Decision("continue")
         number = int(trial_id)
-        self._arrivals[number, epoch] = None
+        self._evidence.add(number, epoch)
         decision = self._asha.report(trial_id, epoch, standing)
         if decision.action == "pause" and self._passes(number, epoch):
             return Decision("continue", f"rung {decision.rung}: one of the first trials", decision.rung)
@@ -189,22 +163,21 @@ class Auto(Scheduler):
         number = int(trial_id)
         self._waiting.pop(number, None)
         self._asha.drop(trial_id)
-        self._remember_failure(number)
+        self._evidence.add_failure(number)
 
     # The decision.
 
     def _choose(self) -> _Choice:
         """One choice per state of knowledge: asked again before anything happened, the same answer."""
-        state = (len(self._observed), len(self._arrivals), tuple(self._waiting))
+        state = (len(self._evidence.observed), len(self._evidence), tuple(self._waiting))
         if self._choice is None or self._choice[0] != state:
             self._choice = (state, self._decide(self._rng()))
         return self._choice[1]
 
     def _decide(self, rng: np.random.Generator) -> _Choice:
         kind = rng.random()
-        asked = rng.random() < ALWAYS / max(ALWAYS, len(self._observed))
-        begun = len({number for number, _ in self._arrivals})
-        if begun < STARTUP or kind < RANDOM:
+        asked = rng.random() < ALWAYS / max(ALWAYS, len(self._evidence.observed))
+        if self._evidence.trials < STARTUP or kind < RANDOM:
             return _Choice(config=self._encoding.draw(rng, 1)[0])
         if not asked or kind < RANDOM + BY_RANK:
             if chosen := self._promoted(self._asha.next_promotion()):
@@ -220,22 +193,22 @@ class Auto(Scheduler):
 
     @_one_thread()
     def _most_promising(self, rng: np.random.Generator) -> _Choice:
-        results = self._results(len(self._arrivals))
-        processes = self._model(results)
-        seen = self._compared(results)
-        mean, _ = _predict(processes, np.array([self._point(number) for number in seen]))
+        running = [n for n, trial in enumerate(self._evidence.observed) if self._runs(n, trial)]
+        processes, modelled = self._evidence.model(running)
+        seen = self._compared(modelled)
+        mean, _ = _predict(processes, np.array([self._evidence.point(number) for number in seen]))
         gain = expected_gain(mean, rng)
         leaders = [seen[index] for index in best_first([Standing(tuple(row)) for row in mean])[:LEADERS]]
         candidates = self._encoding.draw(rng, CANDIDATES)
         candidates += [
-            self._encoding.near(self._trial(leaders[rng.integers(len(leaders))]).config, rng)
+            self._encoding.near(self._evidence.trial(leaders[rng.integers(len(leaders))]).config, rng)
             for _ in range(CANDIDATES)
         ]
         price, chosen = self._dearest(processes, self._encoding.points(candidates), 0, gain)
         choice = _Choice(config=candidates[chosen])
         for epoch in sorted({self._waiting[number] for number in seen if number in self._waiting}):
             numbers = [number for number in seen if self._waiting.get(number) == epoch]
-            points = np.array([self._point(number) for number in numbers])
+            points = np.array([self._evidence.point(number) for number in numbers])
             other, chosen = self._dearest(processes, points, epoch, gain)
             if other > price:
                 price, choice = other, _Choice(paused=numbers[chosen])
@@ -251,8 +224,8 @@ class Auto(Scheduler):
         if not self._decides:
             return float(gains.max()), int(gains.argmax())
         best = np.argsort(-gains, kind="stable")[:PRICED]
-        stops = self._stops(epoch, len(self._observed))
-        times = [self._time(each) for each in stops]
+        stops = self._stops(epoch, len(self._evidence.observed))
+        times = [self._evidence.time(each) for each in stops]
         steps = np.stack([process.futures(points[best], times) for process in processes], -1)
         prices = highest_prices(mean[best], steps, np.diff([epoch, *stops]).tolist(), gain)
         return float(prices.max()), int(best[prices.argmax()])
@@ -266,128 +239,31 @@ class Auto(Scheduler):
 
     def _passes(self, number: int, level: int) -> bool:
         """Whether a trial does not stop at this level: one of the first of all, below the last rung."""
-        return number + len(self._earlier) < STARTUP and level < self._levels[-2:][0]
+        return number < self._startup and level < self._levels[-2:][0]
 
-    def _time(self, epoch: int) -> float:
-        return math.log1p(epoch) / math.log1p(self._levels[-1])
-
-    def _compared(self, results: _Results) -> list[int]:
+    def _compared(self, modelled: Sequence[int]) -> list[int]:
         """Trials whose end is predicted: the model's own, and the best of those that wait."""
-        waiting = sorted(self._waiting, key=lambda n: (self._standing(n, self._waiting[n]).key, n))
-        return sorted({*results.numbers, *waiting[:MODELLED]})
-
-    def _model(self, results: _Results) -> list[GaussianProcess]:
-        """A process for each objective, after all results; where trials run, what is expected of them counts
-        as seen, so that the next decision looks elsewhere (kriging believer, Ginsbourger et al. 2010)."""
-        running = [n for n, trial in enumerate(self._observed) if self._runs(n, trial)]
-        processes = []
-        for scores, parameters in zip(_scores(results.standings).T, self._fitted(), strict=True):
-            process = GaussianProcess(self._encoding.dimensions)
-            process.parameters = parameters
-            process.condition(results.points, results.times, scores)
-            if running:
-                points, times = np.array([self._point(n) for n in running]), np.ones(len(running))
-                believed, _ = process.predict(points, times)
-                process.condition(
-                    np.concatenate([results.points, points]),
-                    np.concatenate([results.times, times]),
-                    np.concatenate([scores, believed]),
-                )
-            processes.append(process)
-        return processes
-
-    def _fitted(self) -> list[Any]:
-        """Parameters for each objective, fitted to as many of the first results as the last milestone had."""
-        milestone = STARTUP
-        while milestone * REFIT <= len(self._arrivals):
-            milestone = math.ceil(milestone * REFIT)
-        if milestone not in self._parameters:
-            results = self._results(milestone)
-            fitted = []
-            for scores in _scores(results.standings).T:
-                process = GaussianProcess(self._encoding.dimensions)
-                process.fit(results.points, results.times, np.ascontiguousarray(scores), steps=STEPS)
-                fitted.append(process.parameters)
-            self._parameters[milestone] = fitted
-        return self._parameters[milestone]
-
-    def _results(self, count: int) -> _Results:
-        """Of the first `count` results those that are learnt from, at most MODELLED."""
-        shown = list(self._arrivals)[:count]
-        standings = [self._standing(number, epoch) for number, epoch in shown]
-        if len(shown) > MODELLED:
-            kept = _most_telling(standings)
-            shown, standings = [shown[i] for i in kept], [standings[i] for i in kept]
-        return _Results(
-            [number for number, _ in shown],
-            np.array([self._point(number) for number, _ in shown]),
-            np.array([self._time(epoch) for _, epoch in shown]),
-            standings,
-        )
+        waiting = sorted(self._waiting, key=lambda n: (self._evidence.standing(n, self._waiting[n]).key, n))
+        return sorted({*modelled, *waiting[:MODELLED]})
 
     def _take_in_results(self) -> None:
         """What another scheduler was told since the last time, in that order."""
         for number, epoch in self._reported[self._looked_at :]:
             if epoch in self._levels:
-                self._arrivals[number, epoch] = None
+                self._evidence.add(number, epoch)
             elif epoch == 0:
-                self._remember_failure(number)
+                self._evidence.add_failure(number)
         self._looked_at = len(self._reported)
-
-    def _remember_failure(self, number: int) -> None:
-        trial = self._trial(number)
-        if trial.failed:
-            done = max(trial.results, default=0)
-            missed = next((epoch for epoch in self._levels if epoch > done), self._levels[-1])
-            self._arrivals[number, missed] = None
 
     def _runs(self, number: int, trial: Observed) -> bool:
         """Whether more is to be expected of a trial now; another scheduler does not say which are paused."""
         return not trial.over and number not in self._waiting and (self._decides or not trial.results)
 
-    def _trial(self, number: int) -> Observed:
-        return self._observed[number] if number >= 0 else self._earlier[-1 - number]
-
-    def _standing(self, number: int, epoch: int) -> Standing:
-        return self._trial(number).results.get(epoch, self._worst)
-
-    def _point(self, number: int) -> Array:
-        if number not in self._points:
-            self._points[number] = self._encoding.points([self._trial(number).config])[0]
-        return self._points[number]
-
     def _rng(self) -> np.random.Generator:
-        return np.random.default_rng([self._seed, len(self._observed), len(self._arrivals)])
+        return np.random.default_rng([self._seed, len(self._evidence.observed), len(self._evidence)])
 
 
 def _predict(processes: Sequence[GaussianProcess], points: Array) -> tuple[Array, Array]:
     """Means and standard deviations at the last epoch: float64 [points, objectives] each."""
     predicted = [process.predict(points, np.ones(len(points))) for process in processes]
     return np.stack([mean for mean, _ in predicted], 1), np.stack([spread for _, spread in predicted], 1)
-
-
-def _scores(standings: Sequence[Standing]) -> Array:
-    """float64 [n, objectives]: losses in each objective on a scale of their own, of mean 0 and variance 1.
-
-    The unit is that of the middle half, or more where the best is far ahead of it; what is worse than the
-    median by BAD units counts as that bad. What is infeasible comes behind, by the rank of its violation;
-    last what is not a number.
-    """
-    violations = np.array([standing.violation if standing.finite else math.inf for standing in standings])
-    behind = np.searchsorted(np.unique(violations), violations) / len(violations)
-    feasible = violations == 0
-    columns = []
-    for losses in np.array([standing.losses for standing in standings]).T:
-        scores = BAD + behind
-        if feasible.any():
-            best, first, median, third = np.quantile(losses[feasible], (0, 0.25, 0.5, 0.75))
-            unit = max((third - first) / 1.35, (median - best) / BEST) or 1.0
-            scores[feasible] = np.minimum((losses[feasible] - median) / unit, BAD)
-        columns.append((scores - scores.mean()) / (scores.std() or 1.0))
-    return np.stack(columns, 1)
-
-
-def _most_telling(standings: Sequence[Standing]) -> list[int]:
-    """Indices of the best half and the latest half of as many results as the model bears."""
-    best = best_first(standings)[: MODELLED // 2]
-    return sorted({*best, *range(len(standings) - MODELLED // 2, len(standings))})
