@@ -177,7 +177,7 @@ def table_of(tmp_path):
 
 def test_the_table_says_parent_way_figures_and_checkpoint(tmp_path):
     found, children = table_of(tmp_path)
-    variants = Variants(children)
+    variants = Variants(children, found.folder)
     variants.write()
     frame = load(found.folder).variants.set_index("variant_id")
     assert list(frame.index) == ["v00000", "v00001", "v00002", "v00003"]
@@ -198,19 +198,19 @@ def test_a_variant_that_fine_tuning_made_worse_stays_as_it_was(tmp_path):
     costs = {"size_mb": 5.0, "macs": 5.0}
     tuned = {"score": 0.6, "train_loss": 0.1, **costs}
     children = record(inner, [(inner.search.start[0], [{"score": 0.7, **costs}, {}, {}, tuned], "completed")])
-    (row,) = Variants(children).table().to_dict("records")
+    (row,) = Variants(children, found.folder).table().to_dict("records")
     assert (row["score"], row["fine_tune_epochs"]) == (0.7, 0)
     assert row["checkpoint"] == "variants/checkpoints/00000/0001"
 
 
 def test_what_was_measured_stays_until_the_checkpoint_is_another(tmp_path):
     found, children = table_of(tmp_path)
-    variants = Variants(children)
+    variants = Variants(children, found.folder)
     assert [row["variant_id"] for row in variants.unmeasured()] == ["v00000", "v00001", "v00002"]
     assert experiment_state(found) == "unfinished"
     variants.measured("v00001", {"size_mb": 4.9, "latency_ms": 3.0}, "variants/exported/v00001", AT)
     variants.failed("v00002", "Traceback: no clock")
-    again = Variants(children)
+    again = Variants(children, found.folder)
     assert [row["variant_id"] for row in again.unmeasured()] == ["v00000", "v00002"]
     row = again.table().set_index("variant_id").loc["v00001"]
     assert (row["size_mb"], row["latency_ms"], row["score"]) == (4.9, 3.0, pytest.approx(0.72))
@@ -218,14 +218,14 @@ def test_what_was_measured_stays_until_the_checkpoint_is_another(tmp_path):
 
     frame = children.trials.copy()
     frame.loc[1, ["checkpoint", "best_epoch"]] = ["checkpoints/00001/0001", 1]
-    changed = Variants(type(children)(children.folder, frame, children.epochs))
+    changed = Variants(type(children)(children.folder, frame, children.epochs), found.folder)
     assert "v00001" in [row["variant_id"] for row in changed.unmeasured()]
     assert pd.isna(changed.table().set_index("variant_id").at["v00001", "latency_ms"])
 
 
 def test_the_front_is_by_the_objectives_size_and_time(tmp_path):
     found, children = table_of(tmp_path)
-    variants = Variants(children)
+    variants = Variants(children, found.folder)
     for name, ms in {"v00000": 8.0, "v00001": 9.0, "v00002": 4.0}.items():
         variants.measured(name, {"latency_ms": ms}, "x", AT)
     front = load(found.folder).pareto()

@@ -1,10 +1,12 @@
 """One experiment on S3: begun on one machine, interrupted, finished on another, read on a third."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -34,12 +36,34 @@ EXPERIMENT = {
 COMPARED = ["trial_id", "state", "epochs", "config/learning_rate", "score", "checkpoint"]
 
 
-def start(folder, machine, storage, *options):
+COMPRESSED = {
+    **EXPERIMENT,
+    "name": "small",
+    "trainable": "compressible:Compressible",
+    "model": {},
+    "scheduler": {"algorithm": "none", "max_epochs": 2},
+    "budget": {"trials": 2},
+    "compression": {
+        "search": "children",
+        "parents": 1,
+        "methods": ["none", "prune"],
+        "ratios": [0.5],
+        "epochs": 1,
+    },
+}
+
+
+def start(folder, machine, storage, *options, experiment=EXPERIMENT):
     """`captune run` on a machine of its own: nothing is shared but the storage."""
-    file = folder / "curves.yaml"
-    file.write_text(yaml.safe_dump(EXPERIMENT))
-    command = [sys.executable, "-m", "tuning.cli", "run", str(file), "--storage", storage, *options]
-    environment = {**os.environ, **CREDENTIALS, "CAPTUNE_CACHE": str(folder / machine)}
+    file = folder / f"{experiment['name']}.yaml"
+    file.write_text(yaml.safe_dump(experiment))
+    return captune(folder, machine, "run", str(file), "--storage", storage, *options)
+
+
+def captune(folder, machine, *words):
+    command = [sys.executable, "-m", "tuning.cli", *words]
+    tests = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, **CREDENTIALS, "CAPTUNE_CACHE": str(folder / machine), "PYTHONPATH": tests}
     with (folder / f"{machine}.log").open("w") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
@@ -95,6 +119,34 @@ def test_a_run_moves_between_machines_and_is_read_from_anywhere(url, tmp_path, m
     request.getfixturevalue("cluster")
     alone = run(Experiment.from_dict({**EXPERIMENT, "model": {}, "storage": str(tmp_path / "alone")}))
     assert found.trials[COMPARED].equals(alone.trials[COMPARED])
+
+
+def test_the_best_trial_is_compressed_there_and_more_so_from_another_machine(url, tmp_path, monkeypatch):
+    monkeypatch.setenv("CAPTUNE_CACHE", str(tmp_path / "laptop"))
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    wait_for(start(tmp_path, "first", url, experiment=COMPRESSED), tmp_path, "first", 0)
+    found = load("small", url)
+    assert list(found.variants["methods"]) == ["none", "prune"]
+    assert set(found.variants["parent"]) == {found.best()["trial_id"]}
+    assert found.variants["measured_at"].notna().all() and found.variants["exported"].isna().all()
+    children = load(under(url, "small", "variants"))
+    assert not check_tables(children.trials, children.epochs)
+
+    more = captune(tmp_path, "second", "compress", "small", "--ratios", ".5,.75", "--storage", url)
+    wait_for(more, tmp_path, "second", 0)
+    extended = load("small", url).variants
+    assert list(extended["methods"]) == ["none", "prune", "prune"] and extended["measured_at"].notna().all()
+    assert extended["measured_at"].head(2).equals(found.variants["measured_at"]), "what was done stays"
+
+    exported = tmp_path / "exported"
+    words = ["export", "small", "--variant", "v00002", "--storage", url, "--to", str(exported)]
+    shipped = CliRunner().invoke(main, words)
+    assert shipped.exit_code == 0, shipped.output
+    assert json.loads((exported / "model.json").read_text())["size"] == pytest.approx(0.25)
+    Store(under(url, "small")).delete(extended["checkpoint"].iloc[-1] + ".tar")
+    gone = CliRunner().invoke(main, [*words[:-1], str(tmp_path / "again")])
+    assert gone.exit_code == 1 and "at hand: variant v00000, variant v00001, trial " in gone.output
 
 
 def test_what_cannot_be_written_to_is_refused_before_anything_starts(url, tmp_path):

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from trainables.patience import patiently
 from trainables.store import Store, is_url, store_is_away
@@ -112,10 +114,24 @@ def checkpoint_at(place: str) -> Iterator[Path]:
         yield Path(place)
         return
     with tempfile.TemporaryDirectory(prefix="captune-") as scratch:
-        folder = Path(scratch, "checkpoint")
+        folder = Path(scratch, *place.partition("?")[0].split("/")[-3:])  # checkpoints/TRIAL/EPOCH, if logged
         store, name = _file_of(place)
         download_checkpoint(store, name.removesuffix(SUFFIX), folder)
         yield folder
+
+
+@contextlib.contextmanager
+def checkpoints_here(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """`config` with the checkpoints that it names by their URLs as folders here, while the block lasts.
+
+    Raises:
+        FileNotFoundError, StorageFailed: as `checkpoint_at` does.
+    """
+    with contextlib.ExitStack() as stack:
+        yield {
+            name: str(stack.enter_context(checkpoint_at(value))) if _is_checkpoint_url(value) else value
+            for name, value in config.items()
+        }
 
 
 def download_checkpoint(store: Store, name: str, folder: Path) -> None:
@@ -125,6 +141,10 @@ def download_checkpoint(store: Store, name: str, folder: Path) -> None:
         patiently(lambda: store.download(name + SUFFIX, packed), patience_s=PATIENCE_S, away=store_is_away)
         with tarfile.open(packed) as tar:
             tar.extractall(folder, filter="data")
+
+
+def _is_checkpoint_url(value: object) -> bool:
+    return is_url(value) and re.search(r"/checkpoints/[^/?]+/\d+(\?|$)", str(value)) is not None
 
 
 def _file_of(url: str) -> tuple[Store, str]:

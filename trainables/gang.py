@@ -32,7 +32,13 @@ from ray import train
 from ray.exceptions import RayActorError
 from ray.train.torch import get_device
 
-from trainables.checkpoint_files import has_checkpoint, read_checkpoint, weighing, write_checkpoint
+from trainables.checkpoint_files import (
+    checkpoints_here,
+    has_checkpoint,
+    read_checkpoint,
+    weighing,
+    write_checkpoint,
+)
 from trainables.leaving import leaving
 from trainables.order import Failure, Moved, Order, Report, checkpoint_place, out_of_memory
 from trainables.patience import StorageFailed, patiently
@@ -204,11 +210,12 @@ class Gang:
         seed_everything(order.seed)
         trial = resolve_trainable(order.trainable)()
         try:
-            with self._signs_of_life(lease):  # the first trial on a node may build its cache for long
-                trial.setup(order.config, context)
-            self._take_up(order, trial)
-            with ThreadPoolExecutor(max_workers=1) as behind:  # is waited for where the trial raises, too
-                self._train(lease, order, trial, behind)
+            with contextlib.ExitStack() as stack:
+                with self._signs_of_life(lease):  # the first trial on a node may build its cache for long
+                    trial.setup(stack.enter_context(checkpoints_here(order.config)), context)
+                self._take_up(order, trial)
+                with ThreadPoolExecutor(max_workers=1) as behind:  # is waited for where the trial raises, too
+                    self._train(lease, order, trial, behind)
         finally:
             trial.close()
 

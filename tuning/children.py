@@ -18,6 +18,8 @@ from typing import Any
 
 import yaml
 
+from trainables.checkpoint_files import checkpoint_at
+from trainables.store import is_url, under
 from trainables.trial import SettingsError, resolve_trainable
 from tuning.experiment import Experiment, ExperimentError
 from tuning.search.front_scheduler import FrontScheduler
@@ -25,7 +27,7 @@ from tuning.search.proposers import Replayed
 from tuning.search.searcher import Searcher
 from tuning.tables.comparison import WENT_WRONG
 from tuning.tables.configurations import configurations
-from tuning.tables.copies import origin_of
+from tuning.tables.copies import copy_folder, origin_of, split_url
 from tuning.tables.results import Results
 
 Config = Mapping[str, Any]
@@ -57,14 +59,22 @@ def asked(found: Results, given: Config) -> Experiment:
     Raises:
         ExperimentError: a key or a method that cannot be.
     """
-    if origin_of(found.folder) is not None:
-        raise ExperimentError(["storage: variants need a folder so far, but these results are at a URL"])
     tree = found.experiment.to_dict()
     section = {**tree["compression"], "search": "children", **given}
-    place = {"name": found.folder.name, "storage": str(found.folder.parent)}
+    url = origin_of(found.folder)
+    storage, name = split_url(url) if url else (str(found.folder.parent), found.folder.name)
+    place = {"name": name, "storage": storage}
     experiment = Experiment.from_dict(tree | place | {"compression": section})
     experiment.check_trainable()
     return experiment
+
+
+def home(experiment: Experiment) -> tuple[Path, str]:
+    """Where the inner experiment of `experiment` is: its folder on this machine, and its folder or URL."""
+    if is_url(experiment.place):
+        return copy_folder(experiment.place, FOLDER, "working"), under(experiment.place, FOLDER)
+    folder = experiment.folder.absolute() / FOLDER
+    return folder, str(folder)
 
 
 def parent_of(config: Config) -> Parent:
@@ -96,15 +106,15 @@ def points(found: Results, experiment: Experiment) -> tuple[list[Config], list[s
     asked, configs, lines, accepted = experiment.compression, dict[Any, Config](), list[str](), 0
     trainable: Any = resolve_trainable(experiment.trainable)
     for parent in parents(found):
-        folder = str((found.folder / parent.checkpoint).absolute())
-        try:
-            possible, said = trainable.variants(Path(folder), list(asked.methods), list(asked.ratios))
-        except SettingsError as error:
-            lines.append(f"{parent.trial_id}: {error}")
-            continue
+        with checkpoint_at(under(experiment.place, parent.checkpoint)) as folder:
+            try:
+                possible, said = trainable.variants(folder, list(asked.methods), list(asked.ratios))
+            except SettingsError as error:
+                lines.append(f"{parent.trial_id}: {error}")
+                continue
         lines += [f"{parent.trial_id}: {line}" for line in said]
         for given in possible:
-            config = {name: parent.checkpoint if value == folder else value for name, value in given.items()}
+            config = {n: parent.checkpoint if value == str(folder) else value for n, value in given.items()}
             if METHOD not in config or parent.checkpoint not in config.values():
                 rule = f"a variant needs {METHOD} and the checkpoint among its values, but there is {given}"
                 raise ExperimentError([f"trainable: {experiment.trainable!r}: {rule}"])
@@ -116,8 +126,12 @@ def points(found: Results, experiment: Experiment) -> tuple[list[Config], list[s
 
 
 def inner_experiment(experiment: Experiment, wanted: Iterable[Config]) -> Experiment:
-    """The experiment of all children: those that were there before, then what is `wanted` beside them."""
-    folder = experiment.folder.absolute()
+    """The experiment of all children: those that were there before, then what is `wanted` beside them.
+
+    Raises:
+        ExperimentError: there are none.
+    """
+    folder, _ = home(experiment)
     children = {frozenset(config.items()): config for config in [*_known(folder), *wanted]}
     if not children:
         raise ExperimentError(["compression: there is nothing to do: no trial of use, or no possible method"])
@@ -130,7 +144,7 @@ def inner_experiment(experiment: Experiment, wanted: Iterable[Config]) -> Experi
     objectives += [{"metric": name, "mode": "min"} for name in COSTS if name not in known]
     tree = experiment.to_dict() | {
         "name": FOLDER,
-        "storage": str(folder),
+        "storage": experiment.place,
         "model": {name: value for name, value in experiment.model.items() if name not in values},
         "search_space": {name: {"choice": list(each)} for name, each in values.items()},
         "objectives": objectives,
@@ -171,18 +185,19 @@ class Inheritance:
 
     Args:
         found: the parents' experiment.
+        place: where it is, a folder or a URL.
     """
 
-    def __init__(self, found: Results):
-        self._folder = found.folder.absolute()
+    def __init__(self, found: Results, place: str):
+        self._place = place
         self._configs = configurations(found.trials, found.experiment.space)
 
     def __call__(self, config: Config) -> dict[str, Any]:
-        """The child's whole configuration, its parent's checkpoint as an absolute path."""
+        """The child's whole configuration, its parent's checkpoint as an absolute path, or a URL."""
         parent = parent_of(config)
         inherited = self._configs[parent.trial_id].items()
         own = {
-            name: str(self._folder / value) if value == parent.checkpoint else value
+            name: under(self._place, value) if value == parent.checkpoint else value
             for name, value in config.items()
         }
         return {name: value for name, value in inherited if not name.startswith("compression.")} | own
@@ -190,7 +205,7 @@ class Inheritance:
 
 def _known(folder: Path) -> Sequence[Config]:
     """The children of earlier runs, in their order."""
-    path = folder / FOLDER / "experiment.yaml"
+    path = folder / "experiment.yaml"
     if not path.exists():
         return []
     return Experiment.from_dict(yaml.safe_load(path.read_text(encoding="utf-8"))).search.start

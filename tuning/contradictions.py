@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from search_spaces.domains import Float
 from search_spaces.nearest import nearest
 from search_spaces.space import Space
-from trainables.store import is_url
 
 if TYPE_CHECKING:
     from tuning.experiment import Experiment
@@ -55,7 +54,6 @@ def refuse_contradictions(experiment: Experiment) -> None:
             for problem in _start(config, experiment.space, ("search", "start", index))
         ),
         *_sources(experiment),
-        *_children(experiment),
     ]
     if problems:
         raise Contradictions(problems)
@@ -133,12 +131,6 @@ def _start(config: Mapping[str, Any], space: Space, place: tuple[str | int, ...]
                 wanted = " or ".join(map(repr, values))
                 found = f"is {config[parent]!r}" if parent in config else "is left out"
                 yield (*place, name), f"applies only where {parent!r} is {wanted}, which {found} here"
-
-
-def _children(experiment: Experiment) -> Iterator[Problem]:
-    if experiment.compression.search == "children" and is_url(experiment.storage):
-        rule = "got 'children': needs a folder as `storage` so far, but that is a URL; use joint"
-        yield ("compression", "search"), rule
 
 
 def _sources(experiment: Experiment) -> Iterator[Problem]:

@@ -6,11 +6,14 @@ exported and measured again at the end. Interrupted, it goes on with the next va
 
 from __future__ import annotations
 
+import tempfile
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from trainables.checkpoint_files import checkpoint_at
+from trainables.store import is_url, under
 from trainables.trial import Metrics, resolve_trainable
 from tuning.children import FOLDER
 from tuning.choosing.shipping import ship
@@ -21,12 +24,12 @@ from tuning.variants import Variants
 TOLD = ("size_mb", "macs", "latency_ms", "latency_ratio")
 
 
-def measure_all(variants: Variants, folder: Path, trainable: str, say: Callable[[str], None]) -> list[str]:
+def measure_all(variants: Variants, place: str, trainable: str, say: Callable[[str], None]) -> list[str]:
     """Export and measure what was not measured yet; Ray is connected and its gangs are gone.
 
     Args:
         variants: the table; has every figure as soon as it is known.
-        folder: the parents' experiment's.
+        place: the parents' experiment, a folder or a URL; in a folder, what was measured is kept.
         trainable: its name, as in the experiment.
         say: told a line for each.
 
@@ -37,11 +40,14 @@ def measure_all(variants: Variants, folder: Path, trainable: str, say: Callable[
 
     task = ray.remote(num_cpus=1, max_retries=1)(ship_and_measure)
     todo, failures = variants.unmeasured(), []
-    for place, row in enumerate(todo, 1):
-        name, exported = row["variant_id"], f"{FOLDER}/exported/{row['variant_id']}"
+    for count, row in enumerate(todo, 1):
+        name = row["variant_id"]
+        exported = None if is_url(place) else f"{FOLDER}/exported/{name}"
         asked = f" {row['ratio_asked']:g}" if row.get("ratio_asked") is not None else ""
-        what = f"measured {place} of {len(todo)}: {name}, {row['methods']}{asked} of {row['parent']}"
-        waiting = task.remote(trainable, folder / row["checkpoint"], folder / exported)
+        what = f"measured {count} of {len(todo)}: {name}, {row['methods']}{asked} of {row['parent']}"
+        waiting = task.remote(
+            trainable, under(place, row["checkpoint"]), Path(place, exported) if exported else None
+        )
         try:
             costs = ray.get(waiting)
         except ray.exceptions.RayError as error:  # the trainable's own code: the others go on
@@ -58,10 +64,16 @@ def measure_all(variants: Variants, folder: Path, trainable: str, say: Callable[
     return failures
 
 
-def ship_and_measure(trainable: str, checkpoint: Path, folder: Path) -> Metrics:
-    """Export a checkpoint into `folder`, whole or not at all; returns what the trainable measures there."""
+def ship_and_measure(trainable: str, checkpoint: str, folder: Path | None) -> Metrics:
+    """Export the checkpoint at a place into `folder`, whole or not at all; None: only for the time being.
+
+    Returns:
+        What the trainable measures there.
+    """
     from trainables.gang import figures
 
-    ship(trainable, checkpoint, folder)
     measure = getattr(resolve_trainable(trainable), "measure", None)
-    return {} if measure is None else figures("measure", measure(folder))
+    with tempfile.TemporaryDirectory(prefix="captune-") as scratch, checkpoint_at(checkpoint) as saved:
+        folder = folder or Path(scratch, "exported")
+        ship(trainable, saved, folder)
+        return {} if measure is None else figures("measure", measure(folder))

@@ -143,12 +143,14 @@ def compress(
     """
     folder = experiment.folder.absolute()
     with ExitStack() as stack:
-        stack.enter_context(_sole_user_of(experiment, True, say))
+        mirror = stack.enter_context(_sole_user_of(experiment, True, say))
         _, say = stack.enter_context(written_down(experiment, folder, say))
         stack.enter_context(_connect()(experiment=experiment))
         interruption = stack.enter_context(Interruption())
         refuse_unseen_folders(experiment)
         _prepare_data(experiment, folder, say)
+        if mirror is not None:
+            mirror.start()
         _compress(experiment, interruption, follow_variants, say)
     return load(folder)
 
@@ -163,28 +165,30 @@ def _compress(
     found = load(experiment.folder.absolute())
     wanted, impossible = children.points(found, experiment)
     _show(impossible, found.folder / "impossible_variants.txt", say)
-    inner = children.inner_experiment(experiment, wanted)
-    parents = dict.fromkeys(children.parent_of(config).trial_id for config in inner.search.start)
-    say(f"{count(len(inner.search.start), 'variant')} of {', '.join(parents)}")
-    write_description(inner, command=sys.argv)
-    given_up = carry_out(
-        inner,
-        *children.open_children(inner),
-        _plan(inner, say),
-        [
-            *([follow_variants(inner)] if follow_variants else []),
-            *_found_listeners(inner, f"{experiment.name}/{inner.name}"),
-        ],
-        interruption,
-        resume=True,
-        say=say,
-        whole=children.Inheritance(found),
-    )
+    with _mirrored(*children.home(experiment), say) as mirror:
+        inner = children.inner_experiment(experiment, wanted)
+        parents = dict.fromkeys(children.parent_of(config).trial_id for config in inner.search.start)
+        say(f"{count(len(inner.search.start), 'variant')} of {', '.join(parents)}")
+        write_description(inner, command=sys.argv)
+        given_up = carry_out(
+            inner,
+            *children.open_children(inner),
+            _plan(inner, say),
+            [
+                *([follow_variants(inner)] if follow_variants else []),
+                *_found_listeners(inner, f"{experiment.name}/{inner.name}"),
+            ],
+            interruption,
+            resume=True,
+            say=say,
+            mirror=mirror,
+            whole=children.Inheritance(found, experiment.place),
+        )
     if given_up:
-        raise GivenUp(f"variants, in {inner.folder}: {given_up}")
-    variants = Variants(load(inner.folder))
+        raise GivenUp(f"variants, in {inner.place}: {given_up}")
+    variants = Variants(load(inner.folder), found.folder)
     variants.write()
-    failures = measure_all(variants, found.folder, experiment.trainable, say)
+    failures = measure_all(variants, experiment.place, experiment.trainable, say)
     if failures:
         raise ExportFailed(
             f"the run is done, but {count(len(failures), 'variant')} could not be exported and measured; "
@@ -211,14 +215,22 @@ def _sole_user_of(
         raise ExperimentError([f"storage: cannot write into {folder}: {error.strerror or error}"]) from error
     with ExitStack() as stack:
         stack.callback(lock.release)
-        mirror = None
-        if is_url(experiment.storage):
-            mirror = stack.enter_context(mirrored(folder, experiment.place, say))
+        mirror = stack.enter_context(_mirrored(folder, experiment.place, say))
         if (folder / "trials.parquet").exists() and not resume:
             has = f"{experiment.place} has results already"
             raise ExperimentExists([f"{has}: go on with --resume, or give the experiment another name"])
         with announced(folder):
             yield mirror
+
+
+@contextlib.contextmanager
+def _mirrored(folder: Path, place: str, say: Callable[[str], None]) -> Iterator[Mirror | None]:
+    """Where `place` is a URL, hold the experiment there, and bring its folder here up to date."""
+    if is_url(place):
+        with mirrored(folder, place, say) as mirror:
+            yield mirror
+    else:
+        yield None
 
 
 def _connect() -> Callable[..., Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -46,11 +47,12 @@ class Variants:
     """The rows of `variants.parquet`; written whole with every change.
 
     Args:
-        children: the inner experiment's tables, in the folder `variants` of the parents' experiment.
+        children: the inner experiment's tables.
+        folder: the parents' experiment's.
     """
 
-    def __init__(self, children: Results):
-        self._path = children.folder.parent / f"{FOLDER}.parquet"
+    def __init__(self, children: Results, folder: Path):
+        self._path = folder / f"{FOLDER}.parquet"
         before = _rows(read_table(self._path)) if self._path.exists() else []
         measured = {row["variant_id"]: row for row in before if "measured_at" in row}
         self._searched = searched_columns(children.experiment.space)
@@ -72,8 +74,10 @@ class Variants:
             if row["state"] not in WENT_WRONG and "checkpoint" in row and "measured_at" not in row
         ]
 
-    def measured(self, variant_id: str, costs: Mapping[str, float], exported: str, at: datetime) -> None:
-        """Take in what was measured, and write the table."""
+    def measured(
+        self, variant_id: str, costs: Mapping[str, float], exported: str | None, at: datetime
+    ) -> None:
+        """Take in what was measured, in which folder of the experiment if that was kept; write the table."""
         row = self.rows[variant_id]
         row |= {figure_column(name): value for name, value in costs.items()}
         row |= {"exported": exported, "measured_at": at, "error": None}

@@ -117,7 +117,10 @@ def checkpoints_in(folder: Path, names: Iterable[str]) -> list[bool]:
     url = origin_of(folder)
     if url is None:
         return [(folder / name).is_dir() for name in names]
-    there = Store(url).files("checkpoints")
+    names = list(names)
+    there: set[str] = set()
+    for folder_of_all in {name.partition("checkpoints/")[0] + "checkpoints" for name in names}:
+        there |= Store(url).files(folder_of_all).keys()
     return [name + SUFFIX in there for name in names]
 
 

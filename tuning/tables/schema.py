@@ -141,7 +141,7 @@ VARIANT_TAIL = (
     *MODEL_COSTS,
     Column("worker_s", FLOAT, "seconds that workers spent on the variant, summed over workers", "min"),
     Column("checkpoint", STRING, "folder of its checkpoint, relative to the experiment's"),
-    Column("exported", STRING, "folder of what ships, relative to the experiment's"),
+    Column("exported", STRING, "folder of what ships, relative to the experiment's; none at a URL"),
     Column("measured_at", TIME, "when that was measured, with nothing else at work; its costs are from then"),
     Column("error", STRING, "traceback of a variant that failed, or could not be exported or measured"),
 )

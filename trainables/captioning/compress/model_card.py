@@ -290,8 +290,10 @@ def _licences(settings: Settings) -> str:
 
 
 def _settings(settings: Settings) -> str:
-    rows = []
-    for name, value in settings.model_dump(mode="json").items():
+    rows, tree = [], settings.model_dump(mode="json")
+    if (parent := settings.compression.parent) is not None:  # not where it lay on the machine that trained
+        tree["compression"]["parent"] = "/".join(parent.parts[-3:])
+    for name, value in tree.items():
         nested = (
             {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
         )
