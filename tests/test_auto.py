@@ -96,6 +96,17 @@ def test_early_epochs_that_mislead_do_not_keep_the_best_from_being_found():
     assert min(epoch.metrics["loss"] for epoch in done if epoch.epoch == 9) < 0.05
 
 
+def test_with_many_gangs_something_is_whole_soon():
+    space = {f"x{axis}": {"float": [0, 1]} for axis in range(5)}
+
+    def slope(trial_id, config, epoch):
+        return {"loss": sum(value**2 for value in config.values()) + 1 / epoch}
+
+    done = simulate(problem(budget={"epochs": 300}, search_space=space), slope, gangs=32)
+    whole = [epoch.trial_id for epoch in done if epoch.epoch == 9 and epoch.at_s <= 9]
+    assert len(whole) >= 3, "as soon as a trial can be, though beginning others is worth more"
+
+
 def test_several_objectives_are_searched_along_the_front():
     several = problem(
         budget={"epochs": 180},

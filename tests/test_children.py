@@ -130,7 +130,7 @@ def test_a_child_is_run_with_its_parents_hyperparameters_and_checkpoint(tmp_path
     inner = inner_experiment(experiment, points(found, experiment)[0])
     folder = found.folder.absolute() / "checkpoints/00003/0003"
     assert inner.model == {"momentum": 0.8}
-    assert Inheritance(found)(inner.search.start[1]) == {
+    assert Inheritance(found, experiment.place)(inner.search.start[1]) == {
         "learning_rate": 0.04,
         "compression.parent": str(folder),
         "compression.method": "fp16",

@@ -7,6 +7,8 @@ epochs are worth most (`tuning/search/worth.py`): where early epochs tell the tr
 go on, where they mislead those that begin go on.
 
 * The first trials are random draws and run to the last rung: from them the rungs' worth is learnt.
+* Of many gangs, one in eight trains beyond each rung where trials wait: else nothing would be whole for as
+  long as beginning another is worth more.
 * A twentieth of the decisions are random draws and as many the promotions that ASHA would make, so that no
   error of the model lasts. After ALWAYS trials these are ever more of them, so that no decision costs more.
 * Losses are modelled on a scale of their own that is cut off above: neither units nor outliers matter.
@@ -44,6 +46,8 @@ Array = NDArray[np.float64]
 STARTUP = 8
 #: Share of decisions that are random draws, and share that are ASHA's promotions.
 RANDOM, BY_RANK = 0.05, 0.05
+#: One gang in so many, of those at work, trains beyond a rung; with fewer, none has to.
+FINISHING = 8
 #: Candidates: as many independent draws as neighbours of the best; of so many the epochs are priced.
 CANDIDATES, LEADERS, PRICED = 150, 8, 24
 #: Decisions after which the model is asked more and more seldom: that bounds its cost.
@@ -198,7 +202,10 @@ class Auto(Scheduler):
         seen = self._compared(modelled)
         mean, _ = _predict(processes, np.array([self._evidence.point(number) for number in seen]))
         gain = expected_gain(mean, rng)
-        leaders = [seen[index] for index in best_first([Standing(tuple(row)) for row in mean])[:LEADERS]]
+        order = [seen[index] for index in best_first([Standing(tuple(row)) for row in mean])]
+        if (needed := self._needed_to_finish(running, order)) is not None:
+            return _Choice(paused=needed)
+        leaders = order[:LEADERS]
         candidates = self._encoding.draw(rng, CANDIDATES)
         candidates += [
             self._encoding.near(self._evidence.trial(leaders[rng.integers(len(leaders))]).config, rng)
@@ -213,6 +220,16 @@ class Auto(Scheduler):
             if other > price:
                 price, choice = other, _Choice(paused=numbers[chosen])
         return choice
+
+    def _needed_to_finish(self, running: Sequence[int], order: Sequence[int]) -> int | None:
+        """Of those that wait at a rung beyond which too few train, the first in `order`."""
+        done = [max(self._evidence.trial(number).results, default=0) for number in running]
+        for rung in self._levels[-2::-1]:
+            if sum(epoch >= rung for epoch in done) < len(running) // FINISHING:
+                waiting = (number for number in order if self._waiting.get(number) == rung)
+                if (first := next(waiting, None)) is not None:
+                    return first
+        return None
 
     def _dearest(
         self, processes: Sequence[GaussianProcess], points: Array, epoch: int, gain: Gain
