@@ -148,7 +148,7 @@ def test_a_store_that_stays_away_at_the_end_is_told_and_the_next_run_here_sends_
     mirror.start()
     store.away = True
     fill(tmp_path, 2)
-    with pytest.raises(StorageAway, match="--resume sends them from this machine"):
+    with pytest.raises(StorageAway, match="with --resume. sends them from this machine"):
         mirror.close()
     store.away = False
     again = mirror_of(tmp_path, store)
@@ -171,6 +171,8 @@ def test_another_machine_goes_on_and_the_first_one_takes_what_it_did(store, tmp_
     assert (there / "trials.parquet").read_text() == "trials.parquet 1"
     assert (there / "best" / "deep" / "model").read_text() == "weights"
     assert not (there / LEASE).exists()
+    second.send()
+    assert store.done == [], "what has just come from there is not sent back"
     fill(there, 2)
     second.start()
     second.close()
@@ -195,6 +197,25 @@ def test_a_second_driver_is_refused_while_the_first_is_alive(store, tmp_path):
     mirror_of(tmp_path / "b", store)
 
 
+def test_who_holds_an_experiment_holds_what_is_in_it_and_waits_for_the_store(store, tmp_path, monkeypatch):
+    outer = mirror_of(tmp_path / "outer", store)
+    inside = FlakyStore()
+    mirror_of(tmp_path / "killed", inside)  # its lease is a moment old
+    monkeypatch.setattr(mirrors, "Store", lambda url: inside)
+    with pytest.raises(ExperimentBusy), mirrors.mirrored(tmp_path / "in", inside.url, print):
+        pass
+    inside.away = True
+    back = threading.Timer(0.7, setattr, (inside, "away", False))
+    back.start()
+    with mirrors.mirrored(tmp_path / "in", inside.url, print, within=outer) as inner:
+        inner.check()
+    back.join()
+    outer._lease.lost_to = "process 7 on other"
+    again = mirrors.mirrored(tmp_path / "in", inside.url, print, within=outer)
+    with pytest.raises(ExperimentBusy, match="process 7 on other has taken over"), again:
+        pass
+
+
 def test_a_driver_that_was_killed_long_ago_is_no_obstacle(store, tmp_path):
     mirror_of(tmp_path / "a", store)
     driver = json.loads(store.read(LEASE)) | {"at": "2020-01-01T00:00:00+00:00"}
@@ -211,7 +232,8 @@ def test_who_was_taken_for_dead_writes_no_more(store, tmp_path, monkeypatch):
     assert sent(store) == {}
     with pytest.raises(ExperimentBusy, match="process 7 on other has taken over"):
         first.clear("00000", [], ["0001"], False)
-    first.close()
+    with pytest.raises(ExperimentBusy, match="process 7"):
+        first.close()
     assert json.loads(store.read(LEASE))["pid"] == 7
 
 

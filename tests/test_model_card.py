@@ -91,12 +91,6 @@ def test_every_setting_stands_in_its_table():
     assert set(rows) > set(Settings.model_fields) - {"compression"}
 
 
-def test_a_parent_is_named_without_where_it_lay_on_the_machine_that_trained():
-    settings = Settings(compression={"parent": "/home/ann/results/birds/checkpoints/00003/0007"})
-    card = model_card(settings, {})
-    assert "| `compression.parent` | `checkpoints/00003/0007` |" in card and "ann" not in card
-
-
 @pytest.mark.parametrize(
     "settings, told",
     [

@@ -1,9 +1,11 @@
 """Files at a URL: what is refused, what is struck out, and a real S3 server that holds checkpoints."""
 
+from pathlib import Path
+
 import pytest
 from servers import new_bucket, s3
 
-from trainables.checkpoint_files import checkpoint_at, saved_for_upload
+from trainables.checkpoint_files import CheckpointUrl, checkpoint_at, saved_for_upload, with_folders
 from trainables.patience import StorageFailed, patiently
 from trainables.store import Store, is_url, local, refuse_url, store_is_away, under, without_secrets
 
@@ -121,3 +123,22 @@ def test_a_save_that_fails_leaves_what_was_there(bucket):
         saved_for_upload(fail, url)
     with checkpoint_at(url) as folder:
         assert (folder / "state").read_text() == "before"
+
+
+@pytest.mark.timeout(60)
+def test_a_parent_is_fetched_once_and_anew_where_it_is_another(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("CAPTUNE_CACHE", str(tmp_path))
+    url = CheckpointUrl(under(bucket, "z", "checkpoints", "00000", "0003"))
+    saved_for_upload(lambda folder: (folder / "state").write_text("first"), url)()
+    parent = Path(with_folders({"parent": url, "rate": 0.1})["parent"])
+    assert parent.parts[-3:] == ("checkpoints", "00000", "0003")
+    assert (parent / "state").read_text() == "first"
+    (parent / "mark").touch()
+    assert Path(with_folders({"parent": url})["parent"], "mark").exists()
+    saved_for_upload(lambda folder: (folder / "state").write_text("second" * 9999), url)()
+    assert Path(with_folders({"parent": url})["parent"], "state").read_text().startswith("second")
+
+
+def test_only_another_trials_checkpoint_is_fetched_for_a_trainable():
+    config = {"weights": "s3://models/checkpoints/vgg/16", "parent": "/results/checkpoints/00001/0002"}
+    assert with_folders(config) == config

@@ -8,8 +8,8 @@ one request.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
-import re
 import shutil
 import tarfile
 import tempfile
@@ -17,6 +17,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import filelock
+
+from trainables.machine_cache import machine_cache
 from trainables.patience import patiently
 from trainables.store import Store, is_url, store_is_away
 from trainables.trial import Metrics
@@ -114,24 +117,43 @@ def checkpoint_at(place: str) -> Iterator[Path]:
         yield Path(place)
         return
     with tempfile.TemporaryDirectory(prefix="captune-") as scratch:
-        folder = Path(scratch, *place.partition("?")[0].split("/")[-3:])  # checkpoints/TRIAL/EPOCH, if logged
+        folder = Path(scratch, "checkpoint")
         store, name = _file_of(place)
         download_checkpoint(store, name.removesuffix(SUFFIX), folder)
         yield folder
 
 
-@contextlib.contextmanager
-def checkpoints_here(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """`config` with the checkpoints that it names by their URLs as folders here, while the block lasts.
+class CheckpointUrl(str):
+    """Another trial's checkpoint at a URL, named in a configuration: the trainable sees a folder instead."""
+
+
+def with_folders(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` with a folder of this machine's cache for each `CheckpointUrl`, fetched by the first who asks.
 
     Raises:
         FileNotFoundError, StorageFailed: as `checkpoint_at` does.
     """
-    with contextlib.ExitStack() as stack:
-        yield {
-            name: str(stack.enter_context(checkpoint_at(value))) if _is_checkpoint_url(value) else value
-            for name, value in config.items()
-        }
+    return {
+        name: str(_fetched(value)) if isinstance(value, CheckpointUrl) else value
+        for name, value in config.items()
+    }
+
+
+def _fetched(url: str) -> Path:
+    store, name = _file_of(url)
+    version = patiently(lambda: store.version(name), patience_s=PATIENCE_S, away=store_is_away)
+    digest = hashlib.blake2b(f"{url} {version}".encode(), digest_size=12).hexdigest()
+    root = machine_cache() / f"parents-{digest}"
+    folder = root.joinpath(*url.partition("?")[0].split("/")[-3:])  # checkpoints/TRIAL/EPOCH
+    root.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(root / ".lock"):
+        if not folder.is_dir():
+            aside = root / ".aside"
+            shutil.rmtree(aside, ignore_errors=True)
+            download_checkpoint(store, name.removesuffix(SUFFIX), aside)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            aside.rename(folder)
+    return folder
 
 
 def download_checkpoint(store: Store, name: str, folder: Path) -> None:
@@ -141,10 +163,6 @@ def download_checkpoint(store: Store, name: str, folder: Path) -> None:
         patiently(lambda: store.download(name + SUFFIX, packed), patience_s=PATIENCE_S, away=store_is_away)
         with tarfile.open(packed) as tar:
             tar.extractall(folder, filter="data")
-
-
-def _is_checkpoint_url(value: object) -> bool:
-    return is_url(value) and re.search(r"/checkpoints/[^/?]+/\d+(\?|$)", str(value)) is not None
 
 
 def _file_of(url: str) -> tuple[Store, str]:

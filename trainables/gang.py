@@ -33,10 +33,10 @@ from ray.exceptions import RayActorError
 from ray.train.torch import get_device
 
 from trainables.checkpoint_files import (
-    checkpoints_here,
     has_checkpoint,
     read_checkpoint,
     weighing,
+    with_folders,
     write_checkpoint,
 )
 from trainables.leaving import leaving
@@ -210,12 +210,11 @@ class Gang:
         seed_everything(order.seed)
         trial = resolve_trainable(order.trainable)()
         try:
-            with contextlib.ExitStack() as stack:
-                with self._signs_of_life(lease):  # the first trial on a node may build its cache for long
-                    trial.setup(stack.enter_context(checkpoints_here(order.config)), context)
-                self._take_up(order, trial)
-                with ThreadPoolExecutor(max_workers=1) as behind:  # is waited for where the trial raises, too
-                    self._train(lease, order, trial, behind)
+            with self._signs_of_life(lease):  # the first trial on a node may build its cache for long
+                trial.setup(with_folders(order.config), context)
+            self._take_up(order, trial)
+            with ThreadPoolExecutor(max_workers=1) as behind:  # is waited for where the trial raises, too
+                self._train(lease, order, trial, behind)
         finally:
             trial.close()
 

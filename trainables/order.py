@@ -23,7 +23,7 @@ class Order:
     trainable: str
     """A shipped name or `package.module:Class`."""
     config: Mapping[str, Any]
-    """Fixed settings and searched hyperparameters, by dotted name."""
+    """Fixed settings and searched hyperparameters, by dotted name; a `CheckpointUrl` is fetched first."""
     data: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

@@ -123,6 +123,11 @@ class Store:
         """Whether there is a file of that name."""
         return self._filesystem.get_file_info(self._base + name).is_file
 
+    def version(self, name: str) -> str:
+        """What tells a file from another that was there before or comes after it."""
+        info = self._filesystem.get_file_info(self._base + name)
+        return f"{info.size} {info.mtime_ns}"
+
     def files(self, folder: str = "", *, deep: bool = True) -> dict[str, int]:
         """Bytes of every file in `folder`, by name relative to the URL; `deep`: in its folders, too."""
         return {info.path.removeprefix(self._base): info.size for info in self._below(folder, deep)[0]}

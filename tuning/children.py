@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from trainables.checkpoint_files import checkpoint_at
+from trainables.checkpoint_files import CheckpointUrl, checkpoint_at
 from trainables.store import is_url, under
 from trainables.trial import SettingsError, resolve_trainable
 from tuning.experiment import Experiment, ExperimentError
@@ -197,10 +197,14 @@ class Inheritance:
         parent = parent_of(config)
         inherited = self._configs[parent.trial_id].items()
         own = {
-            name: under(self._place, value) if value == parent.checkpoint else value
+            name: self._checkpoint(value) if value == parent.checkpoint else value
             for name, value in config.items()
         }
         return {name: value for name, value in inherited if not name.startswith("compression.")} | own
+
+    def _checkpoint(self, name: str) -> str:
+        place = under(self._place, name)
+        return CheckpointUrl(place) if is_url(place) else place
 
 
 def _known(folder: Path) -> Sequence[Config]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from trainables.patience import StorageFailed
 from tuning.commands.choosing import compare, export, pareto
 from tuning.commands.parts import UserMistake, WorkFailed
 from tuning.commands.reading import best, caption, list_command, results
@@ -29,11 +30,13 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(130)
-        except (ValueError, LookupError, OSError) as error:
+        except (ValueError, LookupError, OSError, StorageFailed) as error:
             if _is_users_mistake(error):
                 raise UserMistake(str(error)) from error
             if isinstance(error, OSError):  # a full disk, a cluster out of reach
                 raise WorkFailed(f"{type(error).__name__}: {error}") from error
+            if isinstance(error, StorageFailed):
+                raise WorkFailed(str(error)) from error
             raise
 
 

@@ -82,7 +82,7 @@ def carry_out(
     """
     folder = experiment.folder.absolute()
     with ExitStack() as stack:
-        stack.enter_context(_storage_is_needed())  # left last
+        stack.enter_context(storage_is_needed())  # left last
         writer = ResultsWriter(experiment)
         keeper = CheckpointKeeper(
             mirror or CheckpointFolders(folder / "checkpoints"),
@@ -119,7 +119,8 @@ def carry_out(
 
 
 @contextlib.contextmanager
-def _storage_is_needed() -> Iterator[None]:
+def storage_is_needed() -> Iterator[None]:
+    """Turn storage that is full, or away for too long, into `CannotGoOn`."""
     try:
         yield
     except StorageFailed as error:

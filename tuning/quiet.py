@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from trainables.checkpoint_files import checkpoint_at
+from trainables.patience import StorageFailed
 from trainables.store import is_url, under
 from trainables.trial import Metrics, resolve_trainable
 from tuning.children import FOLDER
@@ -35,6 +36,9 @@ def measure_all(variants: Variants, place: str, trainable: str, say: Callable[[s
 
     Returns:
         A line for each that could not be exported or measured.
+
+    Raises:
+        StorageFailed: the place is away; what was measured is in the table.
     """
     import ray
 
@@ -50,7 +54,10 @@ def measure_all(variants: Variants, place: str, trainable: str, say: Callable[[s
         )
         try:
             costs = ray.get(waiting)
-        except ray.exceptions.RayError as error:  # the trainable's own code: the others go on
+        except ray.exceptions.RayError as error:
+            if isinstance(cause := getattr(error, "cause", None), StorageFailed):
+                raise cause from error
+            # The trainable's own code: the others go on.
             reason = str(error).strip().splitlines()[-1]
             failures.append(f"{name}: {reason}")
             variants.failed(name, traceback.format_exc())

@@ -1,7 +1,7 @@
 """Run an experiment: refuse what cannot be, prepare data, carry the search out, export the best.
 
-Carrying a search out is `driving.py`, what a run decides is in `search.py`, what it writes in `results.py`;
-here things are put together, taken apart again, and nothing else.
+Carrying a search out is `driving.py`, what a run decides is in `search.py`, what it writes in
+`results_writer.py`; here things are put together, taken apart again, and nothing else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trainables.trial import resolve_trainable
 from tuning import children
 from tuning.choosing.shipping import CannotShip, ship
 from tuning.driver import announced, lock_of
-from tuning.driving import CannotGoOn, carry_out
+from tuning.driving import CannotGoOn, carry_out, storage_is_needed
 from tuning.events import Listener
 from tuning.experiment import Experiment, ExperimentError, GangPlan
 from tuning.gangs.places import refuse_unseen_folders
@@ -122,9 +122,10 @@ def run(
         )
         if given_up:
             raise GivenUp(given_up)
+        stack.enter_context(storage_is_needed())
         _export_best(experiment, load(folder))
         if experiment.compression.search == "children":
-            _compress(experiment, interruption, follow_variants, say)
+            _compress(experiment, mirror, interruption, follow_variants, say)
     return load(folder)
 
 
@@ -139,7 +140,8 @@ def compress(
     Goes on where an earlier compression stopped, or extends it: what was done stays. Arguments as for `run`.
 
     Raises:
-        ExperimentBusy, ExperimentError, ExportFailed, GivenUp, NoRoom, KeyboardInterrupt: as `run` does.
+        CannotGoOn, ExperimentBusy, ExperimentError, ExportFailed, GivenUp, NoRoom, StorageAway,
+        KeyboardInterrupt: as `run` does.
     """
     folder = experiment.folder.absolute()
     with ExitStack() as stack:
@@ -149,14 +151,16 @@ def compress(
         interruption = stack.enter_context(Interruption())
         refuse_unseen_folders(experiment)
         _prepare_data(experiment, folder, say)
+        stack.enter_context(storage_is_needed())
         if mirror is not None:
             mirror.start()
-        _compress(experiment, interruption, follow_variants, say)
+        _compress(experiment, mirror, interruption, follow_variants, say)
     return load(folder)
 
 
 def _compress(
     experiment: Experiment,
+    mirror: Mirror | None,
     interruption: Interruption,
     follow_variants: Callable[[Experiment], Listener] | None,
     say: Callable[[str], None],
@@ -165,7 +169,7 @@ def _compress(
     found = load(experiment.folder.absolute())
     wanted, impossible = children.points(found, experiment)
     _show(impossible, found.folder / "impossible_variants.txt", say)
-    with _mirrored(*children.home(experiment), say) as mirror:
+    with _mirrored(*children.home(experiment), say, within=mirror) as inner_mirror:
         inner = children.inner_experiment(experiment, wanted)
         parents = dict.fromkeys(children.parent_of(config).trial_id for config in inner.search.start)
         say(f"{count(len(inner.search.start), 'variant')} of {', '.join(parents)}")
@@ -181,7 +185,7 @@ def _compress(
             interruption,
             resume=True,
             say=say,
-            mirror=mirror,
+            mirror=inner_mirror,
             whole=children.Inheritance(found, experiment.place),
         )
     if given_up:
@@ -224,10 +228,12 @@ def _sole_user_of(
 
 
 @contextlib.contextmanager
-def _mirrored(folder: Path, place: str, say: Callable[[str], None]) -> Iterator[Mirror | None]:
+def _mirrored(
+    folder: Path, place: str, say: Callable[[str], None], *, within: Mirror | None = None
+) -> Iterator[Mirror | None]:
     """Where `place` is a URL, hold the experiment there, and bring its folder here up to date."""
     if is_url(place):
-        with mirrored(folder, place, say) as mirror:
+        with mirrored(folder, place, say, within=within) as mirror:
             yield mirror
     else:
         yield None

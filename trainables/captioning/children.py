@@ -55,6 +55,9 @@ def starts_untrained(method: str) -> bool:
 def inherited(parent: Path, compression: Compression, data: CaptionData | None = None) -> Settings:
     """A child's settings: its parent's, but for the compression.
 
+    They name the parent as `checkpoints/TRIAL/EPOCH`: where that lay on the machine that trained is nobody's
+    business.
+
     Raises:
         SettingsError: no checkpoint, one that is compressed, or of other data than `data`.
     """
@@ -69,4 +72,7 @@ def inherited(parent: Path, compression: Compression, data: CaptionData | None =
     told = state.vocabulary_size, state.image_size
     if data is not None and told != (data.tokenizer.vocabulary_size, data.images.shape[1]):
         raise SettingsError(where, f"{parent} was trained on other data: vocabulary or image size differ")
+    named = Path(*parent.parts[-3:])
+    if compression.parent is not None:
+        compression = compression.model_copy(update={"parent": named})
     return state.settings.model_copy(update={"compression": compression})

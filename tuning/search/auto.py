@@ -43,10 +43,10 @@ from tuning.search.worth import Gain, expected_gain, highest_prices
 Array = NDArray[np.float64]
 
 #: Trials that are drawn at random, and are not paused below the last rung, before any is modelled.
-STARTUP = 8
+STARTUP = 8  # results of so many trials suffice for the first fit, see `evidence.py`
 #: Share of decisions that are random draws, and share that are ASHA's promotions.
 RANDOM, BY_RANK = 0.05, 0.05
-#: One gang in so many, of those at work, trains beyond a rung; with fewer, none has to.
+#: One gang in so many trains beyond a rung; with fewer, none has to.
 FINISHING = 8
 #: Candidates: as many independent draws as neighbours of the best; of so many the epochs are priced.
 CANDIDATES, LEADERS, PRICED = 150, 8, 24
@@ -145,7 +145,7 @@ class Auto(Scheduler):
         return decision
 
     def next_promotion(self, *, or_new: bool = True) -> str | None:
-        """The paused trial from which more is expected than from any new one.
+        """The paused trial that is to go on before any new one begins.
 
         `or_new` is no question here: this is no scheduler where trials are what is counted, and with any
         other budget a new one may begin as long as anything may.
@@ -223,9 +223,10 @@ class Auto(Scheduler):
 
     def _needed_to_finish(self, running: Sequence[int], order: Sequence[int]) -> int | None:
         """Of those that wait at a rung beyond which too few train, the first in `order`."""
+        needed = (len(running) + 1) // FINISHING  # one gang is free
         done = [max(self._evidence.trial(number).results, default=0) for number in running]
         for rung in self._levels[-2::-1]:
-            if sum(epoch >= rung for epoch in done) < len(running) // FINISHING:
+            if sum(epoch >= rung for epoch in done) < needed:
                 waiting = (number for number in order if self._waiting.get(number) == rung)
                 if (first := next(waiting, None)) is not None:
                     return first

@@ -24,8 +24,8 @@ Array = NDArray[np.float64]
 
 #: Of the scale of losses: units below the median that the best can be, and above it that the worst counts.
 BEST, BAD = 3.0, 2.0
-#: Parameters are fitted when there are so many results, and again when there are so many times as many, in
-#: so many steps.
+#: Parameters are fitted when there are so many results, which must be there when a model is first asked for,
+#: and again when there are so many times as many, in so many steps.
 FIRST_FIT, REFIT, STEPS = 8, 1.3, 15
 #: Most results in the model: the best half and the latest half.
 MODELLED = 300

@@ -17,6 +17,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from trainables.checkpoint_files import SUFFIX, download_checkpoint
+from trainables.machine_cache import machine_cache
 from trainables.store import Store, under
 
 #: In a copy: what it is a copy of. Like all that begins with a dot, it is never sent.
@@ -29,9 +30,9 @@ TRIALS_FIRST = ("trials.parquet", "epochs.parquet")
 
 def copy_folder(storage: str, name: str, purpose: Literal["working", "reading"]) -> Path:
     """Where this machine keeps its copy of experiment `name` at the URL `storage`."""
-    root = Path(os.environ.get("CAPTUNE_CACHE") or "~/.cache/captune").expanduser()
     digest = hashlib.blake2b(under(storage).encode(), digest_size=6).hexdigest()
-    return root / "storage" / f"{urlsplit(storage).netloc.rpartition('@')[2]}-{digest}" / purpose / name
+    host = urlsplit(storage).netloc.rpartition("@")[2]
+    return machine_cache() / "storage" / f"{host}-{digest}" / purpose / name
 
 
 def origin_of(folder: Path) -> str | None:
@@ -119,8 +120,8 @@ def checkpoints_in(folder: Path, names: Iterable[str]) -> list[bool]:
         return [(folder / name).is_dir() for name in names]
     names = list(names)
     there: set[str] = set()
-    for folder_of_all in {name.partition("checkpoints/")[0] + "checkpoints" for name in names}:
-        there |= Store(url).files(folder_of_all).keys()
+    for listed in {name.partition("checkpoints/")[0] + "checkpoints" for name in names}:
+        there |= Store(url).files(listed).keys()
     return [name + SUFFIX in there for name in names]
 
 

@@ -47,7 +47,7 @@ class Lease:
             ExperimentBusy: another process works on it.
             OSError: the store cannot be reached, or refuses.
         """
-        if before.get("copy") != self._me["copy"] and is_alive(before):
+        if before.get("copy") != self._me["copy"] and _is_alive(before):
             raise ExperimentBusy([f"{self._store.url}: {_who(before)} is running this experiment"])
         self._write(running=True)
         # Two who start in the same moment both come this far; no store that pyarrow knows lets one of them
@@ -80,12 +80,12 @@ class Lease:
 def is_driven(folder: Path) -> bool:
     """Whether a process works on the experiment, by the reader's copy in `folder`; False if it is none."""
     try:
-        return is_alive(json.loads((folder / LEASE).read_text()))
+        return _is_alive(json.loads((folder / LEASE).read_text()))
     except FileNotFoundError:
         return False
 
 
-def is_alive(driver: dict[str, Any]) -> bool:
+def _is_alive(driver: dict[str, Any]) -> bool:
     """Whether what `lease.json` holds is of a process that works on the experiment, if the clocks agree."""
     if not driver.get("running"):
         return False

@@ -59,8 +59,9 @@ class Mirror:
         patience_s: float = PATIENCE_S,
     ):
         self._folder, self._store, self._say = folder, store, say
-        self._interval_s, self._patience_s = interval_s, patience_s
-        self._lease = Lease(store, identity(folder, store.url))
+        self._interval_s, self.patience_s = interval_s, patience_s
+        self._copy = identity(folder, store.url)
+        self._lease = Lease(store, self._copy)
         self._sent: dict[str, tuple[int, ...]] = {}  # by name, what tells a file from its next version
         self._there: defaultdict[str, set[str]] = defaultdict(set)  # checkpoints of earlier runs, by trial
         self._deleted: defaultdict[str, set[str]] = defaultdict(set)
@@ -68,16 +69,22 @@ class Mirror:
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def take_over(self) -> None:
+    def take_over(self, *, alone: bool = False) -> None:
         """Become the one who works on the experiment, and bring what the URL has into the folder.
 
         A folder that sent last itself is left as it is: it may be ahead, where a run was killed.
+
+        Args:
+            alone: nobody else can be at it, whatever its lease says.
 
         Raises:
             ExperimentBusy: another process works on it.
             OSError: the store cannot be reached, or refuses.
         """
-        self._lease.take(bring_here(self._folder, self._store))
+        before = bring_here(self._folder, self._store)
+        if before and before.get("copy") != self._copy:  # all that is here is from there
+            self._sent = {name: _version(self._folder / name) for name in [*self._names(), *self._best()]}
+        self._lease.take({} if alone else before)
         for name in self._store.files("checkpoints"):
             _, _, rest = name.partition("/")
             trial_id, _, file = rest.partition("/")
@@ -87,11 +94,21 @@ class Mirror:
         """Send what there is, once from here, then whatever changes from a thread.
 
         Raises:
-            OSError: the store cannot be reached, or refuses.
+            StorageFailed: the store is away for `patience_s`.
+            OSError: it refuses.
         """
-        self.send()
+        patiently(self.send, patience_s=self.patience_s, away=store_is_away)
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
         self._thread.start()
+
+    def check(self) -> None:
+        """Be sure that nobody else has it.
+
+        Raises:
+            ExperimentBusy: another process has taken the experiment over.
+        """
+        if self._lease.lost_to:
+            raise ExperimentBusy([f"{self._store.url}: {self._lease.lost_to} has taken over this experiment"])
 
     def clear(self, trial_id: str, keep: Collection[str], reported: Collection[str], over: bool) -> None:
         """Delete checkpoints of a trial as soon as the tables at the URL need them no more.
@@ -103,10 +120,9 @@ class Mirror:
             over: no gang writes another; delete also what no report speaks of.
 
         Raises:
-            ExperimentBusy: another process has taken the experiment over.
+            ExperimentBusy: see `check`.
         """
-        if self._lease.lost_to:
-            raise ExperimentBusy([f"{self._store.url}: {self._lease.lost_to} has taken over this experiment"])
+        self.check()
         doomed = set(reported) - self._deleted[trial_id]
         self._deleted[trial_id] |= doomed - set(keep)
         if over:
@@ -141,25 +157,25 @@ class Mirror:
             self._store.delete(self._doomed[0])
             self._doomed.popleft()
 
-    def close(self, *, final: bool = True) -> None:
+    def close(self) -> None:
         """Send the last of it, and let go of the experiment; nothing where `start` did not come through.
 
         Raises:
+            ExperimentBusy: see `check`; nothing is sent.
             StorageAway: the store is away for `patience_s`.
         """
         self._closing.set()
         if self._thread is not None:
             self._thread.join()
-        if self._lease.lost_to:
-            return
+        self.check()
         try:
             if self._thread is not None:
-                patiently(self.send, patience_s=self._patience_s, away=store_is_away)
+                patiently(self.send, patience_s=self.patience_s, away=store_is_away)
             self._lease.release()
         except (OSError, StorageFailed) as error:
             raise StorageAway(
                 f"not all results are at {self._store.url}: they are in {self._folder}, and the same command "
-                f"with --resume sends them from this machine ({_in_short(error)})"
+                f"(of a run: with --resume) sends them from this machine ({_in_short(error)})"
             ) from error
 
     def _changed(self) -> list[tuple[str, tuple[int, ...], bytes]]:
@@ -167,8 +183,7 @@ class Mirror:
 
         They are read the other way round: so what is sent first is never older than what is sent after it.
         """
-        files = [path for path in self._folder.iterdir() if path.is_file() and not path.is_symlink()]
-        names = [path.name for path in files if path.name[0] != "."]  # links are the study's locks
+        names = self._names()
         names.sort(key=lambda name: TRIALS_FIRST.index(name) if name in TRIALS_FIRST else len(TRIALS_FIRST))
         found = []
         for name in names:
@@ -179,8 +194,7 @@ class Mirror:
 
     def _send_best(self) -> None:
         """Send the folder `best` if it has changed; meanwhile nobody takes it for whole."""
-        names = [path for path in (self._folder / "best").rglob("*") if path.is_file()]
-        here = {str(path.relative_to(self._folder)): _version(path) for path in names}
+        here = {name: _version(self._folder / name) for name in self._best()}
         if here == {name: sent for name, sent in self._sent.items() if name.startswith("best/")}:
             return
         self._store.delete(BEST_IS_WHOLE)
@@ -190,6 +204,15 @@ class Mirror:
             self._store.upload(self._folder / name, name)
         self._store.put(BEST_IS_WHOLE, b"")
         self._sent = {name: sent for name, sent in self._sent.items() if not name.startswith("best/")} | here
+
+    def _names(self) -> list[str]:
+        """Of the files that are kept at the URL, but for those of `best`."""
+        files = [path for path in self._folder.iterdir() if path.is_file() and not path.is_symlink()]
+        return [path.name for path in files if path.name[0] != "."]  # links are the study's locks
+
+    def _best(self) -> list[str]:
+        files = [path for path in (self._folder / "best").rglob("*") if path.is_file()]
+        return [str(path.relative_to(self._folder)) for path in files]
 
     def _work(self) -> None:
         pause, failures = self._interval_s, 0
@@ -210,23 +233,37 @@ class Mirror:
 
 
 @contextlib.contextmanager
-def mirrored(folder: Path, url: str, say: Callable[[str], None]) -> Iterator[Mirror]:
+def mirrored(
+    folder: Path, url: str, say: Callable[[str], None], *, within: Mirror | None = None
+) -> Iterator[Mirror]:
     """Hold the experiment at `url`, its files in `folder`; at the end all of them are at the URL.
+
+    Args:
+        within: of the experiment that this one is a part of: who holds that holds this, and has done so much
+            that a store that is away is waited for.
 
     Raises:
         ExperimentBusy: another process is running it.
         ExperimentError: the store cannot be reached, or refuses.
+        StorageFailed: `within` another experiment, the store is away for `PATIENCE_S`.
         StorageAway: at the end, the store is away.
     """
     try:
         mirror = Mirror(folder, Store(url), say=say)
-        mirror.take_over()
+        if within is None:
+            mirror.take_over()
+        else:
+            within.check()
+            patiently(lambda: mirror.take_over(alone=True), patience_s=PATIENCE_S, away=store_is_away)
     except ExperimentError:
         raise
     except (OSError, ValueError) as error:
         raise ExperimentError([f"storage: cannot use {url}: {_in_short(error)}"]) from error
     try:
         yield mirror
+    except (StorageAway, StorageFailed):
+        mirror.patience_s = 0.0  # it was waited for already
+        raise
     finally:
         mirror.close()
 

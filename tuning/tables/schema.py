@@ -1,6 +1,6 @@
 """The columns of the results tables, defined once: name, pandas dtype, meaning.
 
-Writer, reader and README all take them from here. What is in the rows is `tuning/tables/results.py`'s
+Writer, reader and README all take them from here. What is in the rows is `tuning/tables/ledger.py`'s
 business.
 """
 

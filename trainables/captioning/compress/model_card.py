@@ -290,10 +290,8 @@ def _licences(settings: Settings) -> str:
 
 
 def _settings(settings: Settings) -> str:
-    rows, tree = [], settings.model_dump(mode="json")
-    if (parent := settings.compression.parent) is not None:  # not where it lay on the machine that trained
-        tree["compression"]["parent"] = "/".join(parent.parts[-3:])
-    for name, value in tree.items():
+    rows = []
+    for name, value in settings.model_dump(mode="json").items():
         nested = (
             {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
         )

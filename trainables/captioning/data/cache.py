@@ -30,6 +30,7 @@ from trainables.captioning.data.items import SPLITS, BadImage, Item, Items
 from trainables.captioning.data.store import build_once
 from trainables.captioning.data.tokenizer import BOS, PAD, CaptionTokenizer
 from trainables.captioning.settings import DataSettings
+from trainables.machine_cache import machine_cache
 from trainables.trial import SettingsError
 
 #: Raise when the same files would be prepared differently.
@@ -149,8 +150,7 @@ def check_items(data: DataSettings) -> Items:
 
 def cache_folder(data: DataSettings) -> Path:
     """`data.cache`, else $CAPTUNE_CACHE, else ~/.cache/captune."""
-    chosen = data.cache or os.environ.get("CAPTUNE_CACHE") or "~/.cache/captune"
-    return Path(chosen).expanduser()
+    return Path(data.cache).expanduser() if data.cache else machine_cache()
 
 
 def _check(data: DataSettings, good: list[Item], bad: list[tuple[str, str]]) -> None:
