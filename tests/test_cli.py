@@ -13,6 +13,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from trainables.patience import StorageFailed
 from tuning.cli import main
 from tuning.events import EpochReported, TrialEnded, TrialStarted
 from tuning.experiment import Experiment
@@ -172,6 +173,8 @@ def test_mistakes_are_told_without_a_traceback(captune, runner):
 def test_a_full_disk_is_told_without_a_traceback(captune, runner):
     runner.error = OSError(28, "No space left on device", "trials.parquet")
     assert "No space left on device: 'trials.parquet'" in said(captune("run", "birds.yaml"), 1)
+    runner.error = StorageFailed("storage was away for 300 s: no route", full=False)
+    assert "storage was away for 300 s: no route" in said(captune("run", "birds.yaml"), 1)
 
 
 def test_a_failed_export_shows_what_was_found_and_fails(captune, runner, birds):

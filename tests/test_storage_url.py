@@ -17,8 +17,9 @@ from trainables.store import Store, under
 from tuning import Experiment, run
 from tuning.cli import main
 from tuning.tables.consistency import check_tables
+from tuning.tables.lease import LEASE
 from tuning.tables.results import load
-from tuning.tables.storage import UnknownExperiment
+from tuning.tables.storage import UnknownExperiment, UnreadableResults
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -40,7 +41,7 @@ COMPRESSED = {
     **EXPERIMENT,
     "name": "small",
     "trainable": "compressible:Compressible",
-    "model": {},
+    "model": {"seconds_per_epoch": 0.5},
     "scheduler": {"algorithm": "none", "max_epochs": 2},
     "budget": {"trials": 2},
     "compression": {
@@ -121,16 +122,33 @@ def test_a_run_moves_between_machines_and_is_read_from_anywhere(url, tmp_path, m
     assert found.trials[COMPARED].equals(alone.trials[COMPARED])
 
 
-def test_the_best_trial_is_compressed_there_and_more_so_from_another_machine(url, tmp_path, monkeypatch):
+def epochs_at(place):
+    try:
+        return load(place).epochs
+    except (UnknownExperiment, UnreadableResults):
+        return []
+
+
+def test_the_best_trial_is_compressed_there_though_machines_are_lost(url, tmp_path, monkeypatch):
     monkeypatch.setenv("CAPTUNE_CACHE", str(tmp_path / "laptop"))
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
-    wait_for(start(tmp_path, "first", url, experiment=COMPRESSED), tmp_path, "first", 0)
-    found = load("small", url)
+    lost = start(tmp_path, "lost", url, experiment=COMPRESSED)
+    inside, store = under(url, "small", "variants"), Store(under(url, "small"))
+    while not len(before := epochs_at(inside)):
+        assert lost.poll() is None, (tmp_path / "lost.log").read_text()[-3000:]
+        time.sleep(0.2)
+    lost.kill()
+    lost.wait()
+    lease = json.loads(store.read(LEASE)) | {"at": "2020-01-01T00:00:00+00:00"}  # long ago
+    store.put(LEASE, json.dumps(lease).encode())
+
+    wait_for(start(tmp_path, "first", url, "--resume", experiment=COMPRESSED), tmp_path, "first", 0)
+    found, children = load("small", url), load(inside)
+    assert children.epochs["at"].head(len(before)).equals(before["at"]), "what was done stays"
     assert list(found.variants["methods"]) == ["none", "prune"]
     assert set(found.variants["parent"]) == {found.best()["trial_id"]}
     assert found.variants["measured_at"].notna().all() and found.variants["exported"].isna().all()
-    children = load(under(url, "small", "variants"))
     assert not check_tables(children.trials, children.epochs)
 
     more = captune(tmp_path, "second", "compress", "small", "--ratios", ".5,.75", "--storage", url)
@@ -144,7 +162,7 @@ def test_the_best_trial_is_compressed_there_and_more_so_from_another_machine(url
     shipped = CliRunner().invoke(main, words)
     assert shipped.exit_code == 0, shipped.output
     assert json.loads((exported / "model.json").read_text())["size"] == pytest.approx(0.25)
-    Store(under(url, "small")).delete(extended["checkpoint"].iloc[-1] + ".tar")
+    store.delete(extended["checkpoint"].iloc[-1] + ".tar")
     gone = CliRunner().invoke(main, [*words[:-1], str(tmp_path / "again")])
     assert gone.exit_code == 1 and "at hand: variant v00000, variant v00001, trial " in gone.output
 
