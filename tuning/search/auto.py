@@ -8,7 +8,7 @@ go on, where they mislead those that begin go on.
 
 * The first trials are random draws and run to the last rung: from them the rungs' worth is learnt.
 * Of many gangs, one in eight trains beyond each rung where trials wait: else nothing would be whole for as
-  long as beginning another is worth more.
+  long as beginning another is worth more. With eight it gains nothing.
 * A twentieth of the decisions are random draws and as many the promotions that ASHA would make, so that no
   error of the model lasts. After ALWAYS trials these are ever more of them, so that no decision costs more.
 * Losses are modelled on a scale of their own that is cut off above: neither units nor outliers matter.
@@ -46,7 +46,7 @@ Array = NDArray[np.float64]
 STARTUP = 8  # results of so many trials suffice for the first fit, see `evidence.py`
 #: Share of decisions that are random draws, and share that are ASHA's promotions.
 RANDOM, BY_RANK = 0.05, 0.05
-#: One gang in so many trains beyond a rung; with fewer, none has to.
+#: With more gangs than this, one in so many trains beyond each rung.
 FINISHING = 8
 #: Candidates: as many independent draws as neighbours of the best; of so many the epochs are priced.
 CANDIDATES, LEADERS, PRICED = 150, 8, 24
@@ -223,7 +223,8 @@ class Auto(Scheduler):
 
     def _needed_to_finish(self, running: Sequence[int], order: Sequence[int]) -> int | None:
         """Of those that wait at a rung beyond which too few train, the first in `order`."""
-        needed = (len(running) + 1) // FINISHING  # one gang is free
+        gangs = len(running) + 1  # one is free
+        needed = gangs // FINISHING if gangs > FINISHING else 0
         done = [max(self._evidence.trial(number).results, default=0) for number in running]
         for rung in self._levels[-2::-1]:
             if sum(epoch >= rung for epoch in done) < needed:
