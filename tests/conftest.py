@@ -1,11 +1,14 @@
 """One Ray for the whole test session, two cores, as on the machines that CI runs on."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell that starts this in the background has SIGINT ignored, by the commands that tests interrupt, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,9 @@ from trainables.captioning.data import cache, shapes
 from trainables.captioning.data.cache import check_items, prepare
 from trainables.captioning.data.features import cached_features
 from trainables.captioning.data.items import hashed_split
-from trainables.captioning.data.store import build_once
 from trainables.captioning.data.tokenizer import BOS, EOS, PAD
 from trainables.captioning.settings import DataSettings
+from trainables.machine_cache import build_once
 from trainables.trial import SettingsError
 
 

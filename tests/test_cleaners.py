@@ -9,7 +9,7 @@ from ray.util.state import list_actors
 
 from tuning.gangs.cleaners import end_idle_cleaners
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.timeout(60)]
 
 
 class TrainController:

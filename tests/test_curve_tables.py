@@ -3,7 +3,7 @@
 import pytest
 from recorded import describe, record
 
-import trainables.gang  # noqa: F401  slow to import, and not a test's fault
+import trainables.seeding  # noqa: F401  slow to import, and not a test's fault
 from trainables.order import Failure
 from tuning.experiment_file import ExperimentError
 from tuning.simulation.curve_tables import CurveTable

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from recorded import AT, describe
 from test_search import Recorder, as_tables, drive, epochs_of, open_search, outcome, states
 
-import trainables.gang  # slow to import, and not a test's fault
 from search_spaces import Choice, Float, Int, Space
 from trainables.order import Failure
+from trainables.seeding import seed_everything  # slow to import, and not a test's fault
 from trainables.trial import SettingsError, TrialContext, TrialDiverged, resolve_trainable
 from tuning.cli import main
 from tuning.events import EpochReported, TrialEnded, TrialStarted
@@ -395,7 +395,7 @@ def trained_again(experiment, schedule, tmp_path):
         if previous is not None:
             trial.load(previous)
         for epoch in range(row["from_epoch"], row["to_epoch"] + 1):
-            trainables.gang.seed_everything(row["seed"], epoch, 0)
+            seed_everything(row["seed"], epoch, 0)
             trial.train_epoch()
         previous = tmp_path / f"after-{row['to_epoch']}"
         previous.mkdir()

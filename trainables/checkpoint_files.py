@@ -17,9 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import filelock
-
-from trainables.machine_cache import machine_cache
+from trainables.machine_cache import build_once, machine_cache
 from trainables.patience import patiently
 from trainables.store import Store, is_url, store_is_away
 from trainables.trial import Metrics
@@ -144,16 +142,9 @@ def _fetched(url: str) -> Path:
     version = patiently(lambda: store.version(name), patience_s=PATIENCE_S, away=store_is_away)
     digest = hashlib.blake2b(f"{url} {version}".encode(), digest_size=12).hexdigest()
     root = machine_cache() / f"parents-{digest}"
-    folder = root.joinpath(*url.partition("?")[0].split("/")[-3:])  # checkpoints/TRIAL/EPOCH
-    root.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(root / ".lock"):
-        if not folder.is_dir():
-            aside = root / ".aside"
-            shutil.rmtree(aside, ignore_errors=True)
-            download_checkpoint(store, name.removesuffix(SUFFIX), aside)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            aside.rename(folder)
-    return folder
+    inside = Path(*url.partition("?")[0].split("/")[-3:])  # checkpoints/TRIAL/EPOCH
+    build_once(root, lambda aside: download_checkpoint(store, name.removesuffix(SUFFIX), aside / inside))
+    return root / inside
 
 
 def download_checkpoint(store: Store, name: str, folder: Path) -> None:

@@ -16,7 +16,6 @@ import datetime
 import functools
 import gc
 import logging
-import random
 import threading
 import time
 import traceback
@@ -24,7 +23,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import ray
 import torch
 import torch.distributed as dist
@@ -39,15 +37,16 @@ from trainables.checkpoint_files import (
     with_folders,
     write_checkpoint,
 )
+from trainables.figures import figures
 from trainables.leaving import leaving
 from trainables.order import Failure, Moved, Order, Report, checkpoint_place, out_of_memory
 from trainables.patience import StorageFailed, patiently
 from trainables.peak_memory import peak_memory_mb, reset_peak_memory
 from trainables.places import missing_data
+from trainables.seeding import seed_everything
 from trainables.store import is_url
 from trainables.trial import (
     LeftEarly,
-    Metrics,
     SettingsError,
     Trainable,
     TrialContext,
@@ -77,14 +76,6 @@ class Owner(Protocol):
     """(lease) -> None: a sign of life amid something that is no epoch."""
     suspect: Any
     """(lease, reason) -> None: the workers break off, though the trial seems not to be at fault."""
-
-
-def seed_everything(*parts: int) -> None:
-    """Seed Python, numpy and torch from `parts`; the same parts give the same stream in any process."""
-    seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def serve(setup: Mapping[str, Any]) -> None:
@@ -307,23 +298,6 @@ class Gang:
         finally:
             done.set()
             teller.join()
-
-
-def figures(method: str, returned: Any) -> Metrics:
-    """What a trainable's `method` returned, as plain floats: it travels to processes without its libraries.
-
-    Raises:
-        TypeError: these are no figures by name.
-    """
-    if not isinstance(returned, Mapping):
-        raise TypeError(f"{method} must return figures by name, {{'val_loss': 0.3}}, but got {returned!r}")
-    plain = {}
-    for name, value in returned.items():
-        try:
-            plain[str(name)] = float(value)
-        except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several numbers
-            raise TypeError(f"{method} must return numbers, but {name!r} is {value!r}") from None
-    return plain
 
 
 def resolve_precision(asked: str, device: torch.device) -> str:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from trainables.checkpoint_files import checkpoint_at
+from trainables.figures import figures
 from trainables.patience import StorageFailed
 from trainables.store import is_url, under
 from trainables.trial import Metrics, resolve_trainable
@@ -77,8 +78,6 @@ def ship_and_measure(trainable: str, checkpoint: str, folder: Path | None) -> Me
     Returns:
         What the trainable measures there.
     """
-    from trainables.gang import figures
-
     measure = getattr(resolve_trainable(trainable), "measure", None)
     with tempfile.TemporaryDirectory(prefix="captune-") as scratch, checkpoint_at(checkpoint) as saved:
         folder = folder or Path(scratch, "exported")

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trainables.figures import figures
 from trainables.order import Failure
 from trainables.trial import Trainable, TrialContext, TrialDiverged, resolve_trainable
 from tuning.events import FINAL_STATES, Event, TrialEnded, TrialStarted
@@ -35,9 +36,9 @@ class TrainableCurves:
     epochs = estimated = borrowed = 0
 
     def __init__(self, experiment: Experiment):
-        from trainables.gang import figures, seed_everything  # imports Ray and torch
+        from trainables.seeding import seed_everything  # imports torch
 
-        self._figures, self._seed_everything = figures, seed_everything
+        self._seed_everything = seed_everything
         self._experiment = experiment
         self._trainable = resolve_trainable(experiment.trainable)
         prepare = getattr(self._trainable, "prepare", None)
@@ -100,9 +101,9 @@ class TrainableCurves:
                     trial.load(Path(folder))
         trial = self._open[trial_id]
         self._seed_everything(seed, epoch, 0)
-        metrics = self._figures("train_epoch", trial.train_epoch())
+        metrics = figures("train_epoch", trial.train_epoch())
         full = epoch in self._experiment.full_epochs()
-        return metrics | self._figures("evaluate", trial.evaluate(full=full))
+        return metrics | figures("evaluate", trial.evaluate(full=full))
 
     def _release(self, trial_id: str) -> None:
         trial, checkpoint = self._open.pop(trial_id, None), self._checkpoints.pop(trial_id, None)

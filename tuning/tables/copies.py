@@ -118,10 +118,9 @@ def checkpoints_in(folder: Path, names: Iterable[str]) -> list[bool]:
     url = origin_of(folder)
     if url is None:
         return [(folder / name).is_dir() for name in names]
-    names = list(names)
-    there: set[str] = set()
-    for listed in {name.partition("checkpoints/")[0] + "checkpoints" for name in names}:
-        there |= Store(url).files(listed).keys()
+    names, store = list(names), Store(url)
+    listed = {name.partition("checkpoints/")[0] + "checkpoints" for name in names}
+    there = {file for each in listed for file in store.files(each)}
     return [name + SUFFIX in there for name in names]
 
 

@@ -261,7 +261,7 @@ def mirrored(
         raise ExperimentError([f"storage: cannot use {url}: {_in_short(error)}"]) from error
     try:
         yield mirror
-    except (StorageAway, StorageFailed):
+    except StorageAway:
         mirror.patience_s = 0.0  # it was waited for already
         raise
     finally:

@@ -23,9 +23,9 @@ from torch.nn import functional as F
 
 from trainables.captioning.data.cache import CaptionData
 from trainables.captioning.data.loader import Features, eval_batches
-from trainables.captioning.data.store import build_once
 from trainables.captioning.data.tokenizer import PAD
 from trainables.captioning.model.captioner import Captioner
+from trainables.machine_cache import build_once
 
 #: Raise when the same teacher's answers would be stored differently.
 VERSION = 1

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from trainables.captioning.compress.teacher import fingerprint
 from trainables.captioning.data.cache import CaptionData
 from trainables.captioning.data.loader import eval_images
-from trainables.captioning.data.store import build_once
 from trainables.captioning.model.captioner import Captioner
+from trainables.machine_cache import build_once
 
 #: Raise when the same teacher's maps would be stored differently.
 VERSION = 1

@@ -16,9 +16,9 @@ import torch
 from trainables.captioning.compress.teacher import fingerprint
 from trainables.captioning.data.cache import CaptionData
 from trainables.captioning.data.loader import Features, eval_images
-from trainables.captioning.data.store import build_once
 from trainables.captioning.data.tokenizer import BOS, EOS, PAD
 from trainables.captioning.model.captioner import Captioner
+from trainables.machine_cache import build_once
 
 #: Raise when the same teacher's captions would be stored differently.
 VERSION = 1

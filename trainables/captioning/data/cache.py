@@ -27,10 +27,9 @@ from rich.progress import track
 
 from trainables.captioning.data.formats import read_items
 from trainables.captioning.data.items import SPLITS, BadImage, Item, Items
-from trainables.captioning.data.store import build_once
 from trainables.captioning.data.tokenizer import BOS, PAD, CaptionTokenizer
 from trainables.captioning.settings import DataSettings
-from trainables.machine_cache import machine_cache
+from trainables.machine_cache import build_once, machine_cache
 from trainables.trial import SettingsError
 
 #: Raise when the same files would be prepared differently.

@@ -17,7 +17,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from trainables.captioning.data.cache import CaptionData
-from trainables.captioning.data.store import build_once
+from trainables.machine_cache import build_once
 
 #: Raise when the same encoder's features would be stored differently.
 VERSION = 1
