@@ -11,7 +11,7 @@ from scipy.stats import qmc
 from search_spaces import Choice, Float, Int, Space
 from trainables.order import Failure
 from tuning.experiment import Experiment
-from tuning.search.auto import Auto
+from tuning.search.auto import STARTUP, Auto
 from tuning.search.encoding import Encoding
 from tuning.search.evidence import MODELLED, _most_telling
 from tuning.search.gaussian_process import GaussianProcess
@@ -72,6 +72,13 @@ def test_the_same_seed_makes_the_same_choices_and_another_others():
     assert epochs(1) == epochs(1) != epochs(2)
 
 
+@pytest.mark.parametrize("budget", [{"trials": 18}, {"epochs": 80}], ids=["beside asha", "deciding"])
+def test_no_configuration_is_tried_twice_while_there_is_another(budget):
+    space = {"x": {"choice": [0.1, 0.3, 0.5]}, "y": {"int": [0, 2]}, "k": {"choice": ["a", "b"]}}
+    tried = configs(problem(budget=budget, search_space=space))
+    assert len({tuple(sorted(config.items())) for config in tried[:18]}) == min(len(tried), 18) >= 12
+
+
 @pytest.mark.parametrize("budget", [{"trials": 40}, {"epochs": 150}], ids=["beside asha", "deciding"])
 def test_where_trials_fail_is_kept_away_from(budget):
     tried = {}
@@ -100,11 +107,14 @@ def test_with_many_gangs_something_is_whole_soon():
     space = {f"x{axis}": {"float": [0, 1]} for axis in range(5)}
 
     def slope(trial_id, config, epoch):
-        return {"loss": sum(value**2 for value in config.values()) + 1 / epoch}
+        misfortune = 10 * (trial_id == "00008")  # the first one to be paused at the first rung
+        return {"loss": sum(value**2 for value in config.values()) + 1 / epoch + misfortune}
 
     done = simulate(problem(budget={"epochs": 300}, search_space=space), slope, gangs=32)
-    whole = [epoch.trial_id for epoch in done if epoch.epoch == 9 and epoch.at_s <= 9]
-    assert len(whole) >= 3, "as soon as a trial can be, though beginning others is worth more"
+    whole = {epoch.trial_id for epoch in done if epoch.epoch == 9 and epoch.at_s <= 9}
+    chosen = whole - {f"{number:05d}" for number in range(STARTUP)}
+    assert len(chosen) >= 3, "as soon as a trial can be, though beginning others is worth more"
+    assert "00008" not in chosen, "it is chosen from among several"
 
 
 def test_several_objectives_are_searched_along_the_front():

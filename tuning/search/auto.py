@@ -9,6 +9,7 @@ go on, where they mislead those that begin go on.
 * The first trials are random draws and run to the last rung: from them the rungs' worth is learnt.
 * Of many gangs, one in eight trains beyond each rung where trials wait: else nothing would be whole for as
   long as beginning another is worth more. With eight it gains nothing.
+* No configuration is tried twice while there is another: what a second training would tell is luck.
 * A twentieth of the decisions are random draws and as many the promotions that ASHA would make, so that no
   error of the model lasts. After ALWAYS trials these are ever more of them, so that no decision costs more.
 * Losses are modelled on a scale of their own that is cut off above: neither units nor outliers matter.
@@ -91,11 +92,13 @@ class Auto(Scheduler):
         Args:
             levels: epochs at which trials are evaluated in full, ascending; the last is that of their end.
             objectives: how many there are.
-            reduction_factor: of the ASHA that has a share of the promotions.
+            reduction_factor: of the ASHA that has a share of the promotions; of so many one is promoted to
+                have something whole.
             earlier: trials of earlier experiments.
         """
         self._seed, self._levels = seed, tuple(levels)
         self._encoding = Encoding(space)
+        self._reduction_factor = reduction_factor
         self._asha = PromotingAsha(rungs=self._levels[:-1], reduction_factor=reduction_factor)
         self._evidence = Evidence(self._encoding, self._levels, objectives, earlier)
         self._startup = STARTUP - len(earlier)
@@ -125,7 +128,7 @@ class Auto(Scheduler):
             self._take_in_results()
         config = self._choose().config
         if config is None:  # the choice was a paused trial, but its promotion was not asked for
-            config = self._encoding.draw(self._rng(), 1)[0]
+            config = self._drawn(self._rng())
         return Proposal(config)
 
     # As a scheduler.
@@ -182,12 +185,12 @@ class Auto(Scheduler):
         kind = rng.random()
         asked = rng.random() < ALWAYS / max(ALWAYS, len(self._evidence.observed))
         if self._evidence.trials < STARTUP or kind < RANDOM:
-            return _Choice(config=self._encoding.draw(rng, 1)[0])
+            return _Choice(config=self._drawn(rng))
         if not asked or kind < RANDOM + BY_RANK:
             if chosen := self._promoted(self._asha.next_promotion()):
                 return chosen
             if not asked:
-                return _Choice(config=self._encoding.draw(rng, 1)[0])
+                return _Choice(config=self._drawn(rng))
         return self._most_promising(rng)
 
     def _promoted(self, trial_id: str | None) -> _Choice | None:
@@ -206,11 +209,12 @@ class Auto(Scheduler):
         if (needed := self._needed_to_finish(running, order)) is not None:
             return _Choice(paused=needed)
         leaders = order[:LEADERS]
-        candidates = self._encoding.draw(rng, CANDIDATES)
-        candidates += [
+        drawn = self._encoding.draw(rng, CANDIDATES)
+        near = [
             self._encoding.near(self._evidence.trial(leaders[rng.integers(len(leaders))]).config, rng)
             for _ in range(CANDIDATES)
         ]
+        candidates = self._evidence.untried(drawn + near)
         price, chosen = self._dearest(processes, self._encoding.points(candidates), 0, gain)
         choice = _Choice(config=candidates[chosen])
         for epoch in sorted({self._waiting[number] for number in seen if number in self._waiting}):
@@ -221,16 +225,23 @@ class Auto(Scheduler):
                 price, choice = other, _Choice(paused=numbers[chosen])
         return choice
 
+    def _drawn(self, rng: np.random.Generator) -> dict[str, Any]:
+        return self._evidence.untried(self._encoding.draw(rng, CANDIDATES))[0]
+
     def _needed_to_finish(self, running: Sequence[int], order: Sequence[int]) -> int | None:
-        """Of those that wait at a rung beyond which too few train, the first in `order`."""
+        """Of those that wait at a rung beyond which too few train, the first in `order`.
+
+        It is one of several, else whatever comes to a rung first would be the one. The first trials of all
+        do not count: they run far unchosen.
+        """
         gangs = len(running) + 1  # one is free
         needed = gangs // FINISHING if gangs > FINISHING else 0
-        done = [max(self._evidence.trial(number).results, default=0) for number in running]
+        done = [max(self._evidence.trial(n).results, default=0) for n in running if n >= self._startup]
         for rung in self._levels[-2::-1]:
             if sum(epoch >= rung for epoch in done) < needed:
-                waiting = (number for number in order if self._waiting.get(number) == rung)
-                if (first := next(waiting, None)) is not None:
-                    return first
+                waiting = [number for number in order if self._waiting.get(number) == rung]
+                if len(waiting) >= self._reduction_factor:
+                    return waiting[0]
         return None
 
     def _dearest(

@@ -104,6 +104,12 @@ class Evidence:
             self._points[number] = self._encoding.points([self.trial(number).config])[0]
         return self._points[number]
 
+    def untried(self, configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those that no trial of this experiment has; all of them where a small space has no other."""
+        tried = {self.point(number).tobytes() for number in range(len(self.observed))}
+        points = self._encoding.points(configs)
+        return [c for c, p in zip(configs, points, strict=True) if p.tobytes() not in tried] or configs
+
     def time(self, epoch: int) -> float:
         """Epochs as the model sees them: 0 before the first, 1 after the last."""
         return math.log1p(epoch) / math.log1p(self._levels[-1])
