@@ -214,7 +214,7 @@ class Auto(Scheduler):
             self._encoding.near(self._evidence.trial(leaders[rng.integers(len(leaders))]).config, rng)
             for _ in range(CANDIDATES)
         ]
-        candidates = self._evidence.untried(drawn + near)
+        candidates = [config for config in drawn + near if not self._evidence.tried(config)] or drawn
         price, chosen = self._dearest(processes, self._encoding.points(candidates), 0, gain)
         choice = _Choice(config=candidates[chosen])
         for epoch in sorted({self._waiting[number] for number in seen if number in self._waiting}):
@@ -226,7 +226,12 @@ class Auto(Scheduler):
         return choice
 
     def _drawn(self, rng: np.random.Generator) -> dict[str, Any]:
-        return self._evidence.untried(self._encoding.draw(rng, CANDIDATES))[0]
+        """A random configuration that no trial has; one of theirs where many draws find no other."""
+        for _ in range(CANDIDATES):
+            config = self._encoding.draw(rng, 1)[0]
+            if not self._evidence.tried(config):
+                break
+        return config
 
     def _needed_to_finish(self, running: Sequence[int], order: Sequence[int]) -> int | None:
         """Of those that wait at a rung beyond which too few train, the first in `order`.

@@ -8,7 +8,7 @@ one where the trial would have been evaluated next. Each objective has a Gaussia
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,8 @@ class Evidence:
         self.observed: Sequence[Observed] = ()
         """All trials of this experiment, by number; somebody else keeps them up to date."""
         self._points: dict[int, Array] = {}  # by number
+        self._tried: set[bytes] = set()  # points of the first so many trials
+        self._counted = 0
         self._arrivals: dict[tuple[int, int], None] = {  # the values say nothing
             (-1 - index, epoch): None
             for index, trial in enumerate(earlier)
@@ -104,11 +106,12 @@ class Evidence:
             self._points[number] = self._encoding.points([self.trial(number).config])[0]
         return self._points[number]
 
-    def untried(self, configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Those that no trial of this experiment has; all of them where a small space has no other."""
-        tried = {self.point(number).tobytes() for number in range(len(self.observed))}
-        points = self._encoding.points(configs)
-        return [c for c, p in zip(configs, points, strict=True) if p.tobytes() not in tried] or configs
+    def tried(self, config: Mapping[str, Any]) -> bool:
+        """Whether a trial of this experiment has it."""
+        for number in range(self._counted, len(self.observed)):
+            self._tried.add(self.point(number).tobytes())
+        self._counted = len(self.observed)
+        return self._encoding.points([config])[0].tobytes() in self._tried
 
     def time(self, epoch: int) -> float:
         """Epochs as the model sees them: 0 before the first, 1 after the last."""
