@@ -68,8 +68,8 @@ def convert(folder: Path, data: Mapping[str, Any]) -> str:
     figures = graph_figures(folder, prepared)
     _write_card(folder, captioner.settings, {**artefact.facts, "graphs": figures})
     told = [
-        f"{each['way']}: {each['bytes'] / 1e6:.3g} MB, {each['ratio']:.2f} of PyTorch's time"
-        + (f", CIDEr {each['cider']:.4g}" if each["cider"] is not None else f", CIDEr not measured: {reason}")
+        f"{each['way']}: {each['bytes'] / 1e6:.3g} MB, {each['ratio']:.2f} of PyTorch's time, CIDEr "
+        + (f"not measured: {reason}" if each["cider"] is None else f"{each['cider']:.4g} (greedy)")
         for each in figures
     ]
     return "\n".join(filter(None, [line, *told, warning(figures)]))
