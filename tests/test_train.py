@@ -1,5 +1,4 @@
 import math
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -102,13 +101,17 @@ def test_the_gradient_is_that_of_the_mean_over_the_tokens_of_the_batch(data):
         torch.testing.assert_close(parameter.grad, gradient)
 
 
-def _worker(rank, ports, cache, results):
+GANGS = (2, 3)  # workers
+
+
+def _worker(rank, cache, results):
     """First a gang of two, then one of three; rank 2 joins the second only."""
     torch.set_num_threads(1)
     data = shapes(cache)
-    for world_size, port in ports.items():
+    for world_size in GANGS:
         if rank < world_size:
-            dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+            meeting = f"file://{results}/gang-{world_size}"  # a port that is free now may not be so later
+            dist.init_process_group("gloo", meeting, rank=rank, world_size=world_size)
             _train_together(rank, world_size, data, Path(results))
             dist.destroy_process_group()
 
@@ -132,13 +135,9 @@ def _train_together(rank, world_size, data, results):
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_any_number_of_workers_trains_and_evaluates_alike(data, tmp_path):
-    with socket.socket() as first, socket.socket() as second:
-        for server in (first, second):
-            server.bind(("127.0.0.1", 0))
-        ports = {2: first.getsockname()[1], 3: second.getsockname()[1]}
-    mp.spawn(_worker, (ports, data.folder, tmp_path), nprocs=3)
+    mp.spawn(_worker, (data.folder, tmp_path), nprocs=3)
     alone = one_worker(data, small())
-    for world_size in ports:
+    for world_size in GANGS:
         for pieces in (None, 5):
             workers = [
                 torch.load(tmp_path / f"{world_size}-{rank}-{pieces}.pt") for rank in range(world_size)
