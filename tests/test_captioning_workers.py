@@ -1,7 +1,5 @@
 """A captioner that is compressed and fine-tuned by two workers is that of one."""
 
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -67,9 +65,9 @@ def run(captioning):
     return chosen, state
 
 
-def _work(rank, port, folder, points):
+def _work(rank, folder, points):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", f"file://{folder}/gang", rank=rank, world_size=2)
     torch.save(
         {name: run(trial(folder, point, rank, 2)) for name, point in points.items()}, folder / f"{rank}.pt"
     )
@@ -87,10 +85,7 @@ def test_two_workers_compress_and_fine_tune_as_one_does(tmp_path):
             parent.save(tmp_path / name)
             changes = {**changes, "compression.parent": str(tmp_path / name)}
         points[name] = changes
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    workers = mp.spawn(_work, (port, tmp_path, points), nprocs=2, join=False)
+    workers = mp.spawn(_work, (tmp_path, points), nprocs=2, join=False)
     alone = {name: run(trial(tmp_path, point)) for name, point in points.items()}
     while not workers.join():
         pass
