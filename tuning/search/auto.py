@@ -7,9 +7,10 @@ epochs are worth most (`tuning/search/worth.py`): where early epochs tell the tr
 go on, where they mislead those that begin go on.
 
 * The first trials are random draws and run to the last rung: from them the rungs' worth is learnt.
-* Of many gangs, one in eight trains beyond each rung where trials wait: else nothing would be whole for as
-  long as beginning another is worth more. With eight it gains nothing.
-* No configuration is tried twice while there is another: what a second training would tell is luck.
+* Of many gangs, one in eight trains beyond each rung where several trials wait to choose from: else nothing
+  would be whole for as long as beginning another is worth more. With eight it gains nothing.
+* No configuration is tried twice, but where a small space has hardly another: what a second training would
+  tell is luck.
 * A twentieth of the decisions are random draws and as many the promotions that ASHA would make, so that no
   error of the model lasts. After ALWAYS trials these are ever more of them, so that no decision costs more.
 * Losses are modelled on a scale of their own that is cut off above: neither units nor outliers matter.
