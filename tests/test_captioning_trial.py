@@ -11,9 +11,10 @@ from PIL import Image
 from trainables.captioning import shipped
 from trainables.captioning.compress.artefact import load_artefact
 from trainables.captioning.compress.measure import COST
-from trainables.captioning.data.loader import eval_batches
+from trainables.captioning.data.loader import eval_batches, eval_images
 from trainables.captioning.data.shapes import draw, scene
-from trainables.captioning.evaluate import held_out_loss
+from trainables.captioning.evaluate import caption_quality, held_out_loss
+from trainables.captioning.model.encoders import EfficientNetLite0
 from trainables.captioning.trial import Captioning
 from trainables.trial import LeftEarly, SettingsError, TrialContext, resolve_trainable
 
@@ -330,6 +331,29 @@ def test_cached_features_give_what_the_frozen_encoder_gives(data, tmp_path):
     from_images = eval_batches(captioning.data, batch_size=64)
     direct = held_out_loss(captioning.trainer.captioner, from_images, captioning.device)
     assert direct["val_loss"] == pytest.approx(cached["val_loss"], abs=1e-3)
+
+
+@pytest.mark.timeout(120)
+def test_a_compressed_encoder_sees_the_images_once_for_all_trials(data, monkeypatch):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    frozen = {"encoder": "efficientnet_lite0", "encoder_trainable": False}
+    section = {**data, "size": 12, "image_size": 32}
+    changes = {**frozen, "compression.method": "int4", "compression.warmup_epochs": 1}
+    first = trial(section, **changes)
+    first.train_epoch()
+    written = first.evaluate(full=True)
+    small, images = first._shipped(), eval_images(first.data, batch_size=64)
+    seen = caption_quality(small, first.data, "val", images, first.settings, first.device)
+    assert {name: written[name] for name in seen} == pytest.approx(seen, abs=1e-6)
+    first.train_epoch()  # compressed before it
+
+    other = trial(section, seed=2, **changes)
+    other.measured = {"params": 1}  # measuring runs the encoder, too
+    monkeypatch.setattr(EfficientNetLite0, "forward", lambda *_: pytest.fail("the encoder ran again"))
+    for _ in range(2):
+        other.train_epoch()
+        other.measured = {"params": 1}
+        other.evaluate(full=True)
 
 
 @pytest.mark.parametrize(

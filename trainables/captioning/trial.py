@@ -36,7 +36,7 @@ from trainables.captioning.data.loader import (
 )
 from trainables.captioning.evaluate import caption_quality, held_out_loss
 from trainables.captioning.model.captioner import Captioner
-from trainables.captioning.model.encoders import build_encoder
+from trainables.captioning.model.encoders import Encoder, build_encoder
 from trainables.captioning.settings import DataSettings, Settings
 from trainables.captioning.shrinking import Shrinking
 from trainables.captioning.side_by_side import side_by_side
@@ -190,8 +190,8 @@ class Captioning:
         if not full:
             return metrics
         small = self._shipped()
-        if self.parent is not None or _changes_encoder(small):
-            shard["features"] = None  # figures of exactly what ships
+        if not self.compressed:  # what ships may see otherwise than what is trained
+            shard["features"] = self._features_of(small.encoder)
         with self.trainer.autocast():
             images = eval_images(self.data, **shard)
             metrics |= caption_quality(small, self.data, "val", images, self.settings, self.device)
@@ -231,7 +231,7 @@ class Captioning:
         captioner = checkpoint.load_captioner(folder, self.settings).to(self.device)
         self.compressed = state.strength is not None
         self.trainer.replace(hold(captioner) if self.compressed else captioner)
-        if _changes_encoder(captioner):
+        if self.compressed:
             self.features = None
         self.trainer.load_state_dicts(checkpoint.load_training(folder, self.device))
         self.epoch, self.measured, self.quality = state.epoch, state.measured, state.quality
@@ -256,17 +256,13 @@ class Captioning:
         whole = self._whole().to(self.device) if self.compressed else self.trainer.captioner
         captioner = self.shrinking.begun(whole, self.epoch)
         self.trainer.replace(captioner)
-        self.compressed, self.measured = True, {}
-        if _changes_encoder(captioner):
-            self.features = None
+        self.compressed, self.measured, self.features = True, {}, None
 
     def _ask_teacher(self) -> None:
         if "distil" not in self.shrinking.methods or self.trainer.teacher is not None:
             return
-        features: Features = None
         teacher = self._whole().to(self.device)
-        if check.caches_features(self.settings):
-            features = cached_features(self.data, teacher.encoder, device=self.device)
+        features = self._features_of(teacher.encoder)
         compression = self.settings.compression
         if share := compression.teacher_captions:
             self.lessons = with_teacher_captions(self.data, teacher, features, self.device, share=share)
@@ -277,11 +273,16 @@ class Captioning:
             self.trainer.attention = teacher_attention(self.data, teacher, self.device)
 
     def _features(self) -> Features:
-        """Of the frozen encoder as it is now; None where it is trained and sees the images."""
-        if self.features is None and check.caches_features(self.settings):
-            encoder = self.trainer.captioner.encoder
-            self.features = cached_features(self.data, encoder, device=self.device)
+        """Those of the encoder in training, opened once."""
+        if self.features is None:
+            self.features = self._features_of(self.trainer.captioner.encoder)
         return self.features
+
+    def _features_of(self, encoder: Encoder) -> Features:
+        """Of a frozen encoder as it is; None where it is trained and sees the images."""
+        if not check.caches_features(self.settings):
+            return None
+        return cached_features(self.data, encoder, device=self.device)
 
     def _shipped(self) -> Captioner:
         return fast(self.shrinking.shipped(self.trainer.captioner, begun=self.compressed))
@@ -300,11 +301,6 @@ class Captioning:
             self.measured = collective.agree(cost, COST, self.device)
         self.measured |= size
         return dict(self.measured)
-
-
-def _changes_encoder(captioner: Captioner) -> bool:
-    """Whether a frozen encoder's weights are not those of its package."""
-    return captioner.encoder.frozen and any(name.startswith("encoder.") for name in captioner.encodings)
 
 
 def _data_report(data: CaptionData) -> list[str]:
