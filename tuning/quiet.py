@@ -78,8 +78,10 @@ def ship_and_measure(trainable: str, checkpoint: str, folder: Path | None) -> Me
     Returns:
         What the trainable measures there.
     """
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="captune-") as scratch:
+            return ship_and_measure(trainable, checkpoint, Path(scratch, "exported"))
     measure = getattr(resolve_trainable(trainable), "measure", None)
-    with tempfile.TemporaryDirectory(prefix="captune-") as scratch, checkpoint_at(checkpoint) as saved:
-        folder = folder or Path(scratch, "exported")
+    with checkpoint_at(checkpoint) as saved:
         ship(trainable, saved, folder)
         return {} if measure is None else figures("measure", measure(folder))

@@ -27,7 +27,7 @@ BEST, BAD = 3.0, 2.0
 #: Parameters are fitted when there are so many results, which must be there when a model is first asked for,
 #: and again when there are so many times as many, in so many steps.
 FIRST_FIT, REFIT, STEPS = 8, 1.3, 15
-#: Most results in the model: the best half and the latest half.
+#: Most results in the model, the best half and the latest half; and most trials of which something is expected.
 MODELLED = 300
 
 
@@ -121,8 +121,9 @@ class Evidence:
         """A process for each objective, after all results; and the numbers of the trials whose these are.
 
         Where trials run, what is expected of them counts as seen, so that the next decision looks elsewhere
-        (kriging believer, Ginsbourger et al. 2010).
+        (kriging believer, Ginsbourger et al. 2010); of very many, of those that began last.
         """
+        running = running[-MODELLED:]
         rows = self._rows(len(self))
         processes = []
         for scores, parameters in zip(_scores(rows.standings).T, self._fitted(), strict=True):
