@@ -567,6 +567,21 @@ def test_the_section_compression(write):
         assert rule in problem
 
 
+def test_children_have_parents_that_are_whole(write):
+    tree = yaml.safe_load(BASE) | {"trainable": "captioning", "search_space": "captioning"}
+    shipped = write(yaml.safe_dump(tree | {"data": {"format": "shapes", "size": 60}}))
+    assert "compression.method" in Experiment.load(shipped).space
+    whole = Experiment.load(shipped, ["compression.search=children"])
+    assert "compression.method" not in whole.space and "learning_rate" in whole.space
+    assert Experiment.from_dict(whole.to_dict()) == whole
+
+    method = "search_space.compression.method={choice: [none, int8]}"
+    (problem,) = problems(write(), "compression.search=children", method)
+    assert "search_space.compression.method: with `compression.search: children` trials are" in problem
+    (problem,) = problems(write(), "compression.search=children", "model.compression.method=int8")
+    assert "model.compression.method: got 'int8'" in problem
+
+
 def test_children_are_refused_where_the_trainable_cannot_have_them(write):
     (problem,) = problems(write(), "compression.search=children")
     assert problem.endswith("got 'children': the trainable 'own_stub:Stub' has no `variants`, use joint")

@@ -25,6 +25,7 @@ from tuning.experiment import Experiment, ExperimentError
 from tuning.search.front_scheduler import FrontScheduler
 from tuning.search.proposers import Replayed
 from tuning.search.searcher import Searcher
+from tuning.sections import METHOD
 from tuning.tables.comparison import WENT_WRONG
 from tuning.tables.configurations import configurations
 from tuning.tables.copies import copy_folder, origin_of, split_url
@@ -34,7 +35,7 @@ Config = Mapping[str, Any]
 
 #: Folder of the inner experiment inside its parents'.
 FOLDER = "variants"
-METHOD, RATIO = "compression.method", "compression.ratio"
+RATIO = "compression.ratio"
 #: What children are compared by beside the experiment's own objectives. Not time: beside other trials it is
 #: a matter of luck.
 COSTS = ("size_mb", "macs")

@@ -34,6 +34,7 @@ from tuning.contradictions import Contradictions, refuse_contradictions
 from tuning.experiment_file import ExperimentError, Source, read_experiment_file
 from tuning.gangs.resources import DoesNotFit, GangPlan, NodeResources, plan_gangs
 from tuning.sections import (
+    METHOD,
     Budget,
     Checkpoints,
     Compression,
@@ -66,16 +67,17 @@ class Experiment(Strict):
     override (`--set data.path=…`) at the folder where the command runs."""
     model: dict[str, Any] = Field(default_factory=dict)
     """Fixed settings by dotted name; nested mappings are flattened."""
+    compression: Compression = Compression()
     search_space: dict[str, dict[str, Any]]
     """The space in its YAML form. Given as the name of a shipped space, it is that space without the
-    names that `model` fixes."""
+    names that `model` fixes, and with `compression.search: children` without `compression.method`: only
+    what is whole can be compressed."""
     objectives: Annotated[tuple[Objective, ...], Field(strict=False)]
     constraints: Annotated[tuple[Constraint, ...], Field(strict=False)] = ()
     search: Search = Search()
     scheduler: Scheduler = Scheduler()
     budget: Budget
     training: Training = Training()
-    compression: Compression = Compression()
     checkpoints: Checkpoints = Checkpoints()
     storage: str = "captune-results"
     """Folder under which the experiment's own folder lies, relative to where the command runs; or URL of an
@@ -106,6 +108,8 @@ class Experiment(Strict):
             base = Path.cwd() if overridden else Path(path).parent
             data["path"] = str((base / Path(data["path"]).expanduser()).absolute())
         experiment = cls._build(tree, source)
+        if experiment.compression.search == "children":
+            experiment._refuse_compressed_parents()
         experiment.check_trainable(data_is_here=data_is_here)
         return experiment
 
@@ -193,6 +197,19 @@ class Experiment(Strict):
             kind = TooLarge if isinstance(error, DoesNotFit) else ExperimentError
             raise kind([self._source.problem(error.path, error.message)]) from error
 
+    def _refuse_compressed_parents(self) -> None:
+        # Not where results are read: of an experiment that was run, what is whole may be compressed.
+        whole = "with `compression.search: children` trials are trained whole and compressed afterwards; "
+        problems = [
+            self._source.problem(("search_space", name), f"{whole}do not search it, or use `joint`")
+            for name in self.space
+            if name.startswith("compression.")
+        ]
+        if (fixed := self.model.get(METHOD, "none")) != "none":
+            problems.append(self._source.problem(("model", METHOD), f"got {fixed!r}: {whole}leave it out"))
+        if problems:
+            raise ExperimentError(problems)
+
     def _check_children(self, trainable: Any) -> None:
         if not hasattr(trainable, "variants"):
             rule = f"got 'children': the trainable {self.trainable!r} has no `variants`, use joint"
@@ -228,11 +245,13 @@ class Experiment(Strict):
     @field_validator("search_space", mode="before")
     @classmethod
     def _resolve_space(cls, given: object, info: Any) -> object:
-        model = info.data.get("model", {})  # absent where it was itself refused
+        model = info.data.get("model", {})  # absent where it was itself refused, as the next
+        compression = info.data.get("compression", Compression())
         if isinstance(given, str):
             if given not in search_spaces.SHIPPED:
                 raise ValueError(f"no shipped space has this name{nearest(given, search_spaces.SHIPPED)}")
-            space = search_spaces.SHIPPED[given]().fix(model)
+            whole = {METHOD: "none"} if compression.search == "children" else {}
+            space = search_spaces.SHIPPED[given]().fix(whole | model)
         elif isinstance(given, Mapping):
             twice = [((n,), f"is fixed to {model[n]!r} in `model`; keep one") for n in given if n in model]
             try:

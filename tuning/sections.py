@@ -279,12 +279,17 @@ class Checkpoints(Strict):
         return math.inf if self.max_gb is None else 1e3 * self.max_gb
 
 
+#: The hyperparameter that says in which ways a trial's model is compressed; `none` leaves it whole.
+METHOD = "compression.method"
+
+
 class Compression(Strict):
     """How trained models are made smaller: within the search, or after it."""
 
     search: Literal["joint", "children"] = "joint"
     """`joint`: `compression.*` are hyperparameters like any other. `children`: when the search is over, its
-    best trials are compressed in many ways, and fine-tuned where that pays. The other keys are for it."""
+    best trials, all of them whole, are compressed in many ways, and fine-tuned where that pays. The other
+    keys are for it."""
     parents: Annotated[int, Field(ge=1)] = 2
     """The best so many finished trials are compressed."""
     methods: Annotated[tuple[str, ...], Field(strict=False)] = (

@@ -14,7 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from tuning.children import FOLDER, METHOD, RATIO, parent_of
+from tuning.children import FOLDER, RATIO, parent_of
+from tuning.sections import METHOD
 from tuning.tables.comparison import WENT_WRONG, Row
 from tuning.tables.configurations import PREFIX, configurations
 from tuning.tables.results import Results

@@ -27,7 +27,8 @@ BEST, BAD = 3.0, 2.0
 #: Parameters are fitted when there are so many results, which must be there when a model is first asked for,
 #: and again when there are so many times as many, in so many steps.
 FIRST_FIT, REFIT, STEPS = 8, 1.3, 15
-#: Most results in the model, the best half and the latest half; and most trials of which something is expected.
+#: Most results in the model, the best half and the latest half; and most running trials of which something is
+#: expected.
 MODELLED = 300
 
 
