@@ -27,10 +27,11 @@ def describe(tmp_path, **changes):
 
 
 def record(experiment, trials):
-    """Write the tables of `trials`, each (configuration, figures by epoch, state); returns the results."""
+    """Write the tables of `trials`, each (configuration, figures by epoch, state and, perhaps, why); returns
+    the results."""
     write_description(experiment, command=["captune"])
     writer = ResultsWriter(experiment)
-    for number, (config, epochs, state) in enumerate(trials):
+    for number, (config, epochs, state, *why) in enumerate(trials):
         trial_id, at = f"{number:05d}", AT + timedelta(minutes=number)
         writer.handle(TrialStarted(trial_id=trial_id, config=config, at=at))
         for epoch, figures in enumerate(epochs, 1):
@@ -48,6 +49,7 @@ def record(experiment, trials):
                 )
             )
         if state != "running":
-            writer.handle(TrialEnded(trial_id=trial_id, state=state, reason=f"told to be {state}", at=at))
+            (reason,) = why or [f"told to be {state}"]
+            writer.handle(TrialEnded(trial_id=trial_id, state=state, reason=reason, at=at))
     writer.close()
     return load(experiment.folder)

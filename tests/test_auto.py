@@ -13,7 +13,7 @@ from trainables.order import Failure
 from tuning.experiment import Experiment
 from tuning.search.auto import STARTUP, Auto
 from tuning.search.encoding import Encoding
-from tuning.search.evidence import MODELLED, _most_telling
+from tuning.search.evidence import MODELLED, _most_telling, _scores
 from tuning.search.gaussian_process import GaussianProcess
 from tuning.search.proposers import Observed
 from tuning.search.ranking import Standing
@@ -315,6 +315,16 @@ def test_beside_another_scheduler_results_and_failures_are_learnt_in_the_order_i
     resumed.watch(observed, reported, decides=False)
     resumed.propose(3, observed)
     assert list(resumed._evidence) == live
+
+
+def test_what_is_infeasible_is_ordered_by_violation_and_then_by_loss():
+    """Where nothing keeps the constraints, as with one that is misspelt, the objective still counts."""
+    losses, violations = [3.0, 1.0, 2.0, math.nan, 0.5], [math.inf, math.inf, math.inf, 0.0, math.inf]
+    standings = [Standing((loss,), violation) for loss, violation in zip(losses, violations, strict=True)]
+    assert np.argsort(_scores(standings)[:, 0]).tolist() == [4, 1, 2, 0, 3]
+    standings[2] = Standing((9.0,))  # the only feasible one
+    standings[0] = Standing((3.0,), 1.0)
+    assert np.argsort(_scores(standings)[:, 0]).tolist() == [2, 0, 4, 1, 3]
 
 
 @pytest.mark.parametrize("objectives", [1, 2])

@@ -82,8 +82,23 @@ def test_a_plateau_is_a_row_of_trials_without_gain():
         budget.trial_over(improved)
         assert budget.may_start
     budget.trial_over(False)
-    assert budget.exhausted and budget.epochs_left == 0
-    assert budget.why_exhausted == "3 trials in a row brought nothing better, budget.plateau is reached"
+    for improved in (False, True):  # the second: the best trial, which goes on to its end
+        assert not budget.may_start and not budget.exhausted and budget.epochs_left == 0
+        assert not budget.has_room_for(0, 0)
+        assert budget.why_exhausted == "3 trials in a row brought nothing better, budget.plateau is reached"
+        budget.trial_over(improved)
+
+
+def test_failures_are_epochs_but_say_nothing_of_what_an_epoch_takes():
+    clock = Clock()
+    budget = guard(clock, epochs=100, time=600, worker_hours=1)
+    for _ in range(10):
+        budget.count_epoch(worker_s=60.0, seconds=60.0)
+        budget.count_failure()
+        clock.now += 30.0
+    assert budget.epochs == 20
+    assert budget.epochs_left == pytest.approx(5), "300 s are left"
+    assert budget.has_room_for(4, 0) and not budget.has_room_for(5, 0)
 
 
 def test_epochs_left_are_the_fewest_that_any_limit_allows():
@@ -141,7 +156,7 @@ def state(budget):
 @given(limits, happenings)
 def test_it_is_exhausted_exactly_when_a_limit_is_reached(limits, events):
     clock, spent = Clock(), {"trial": 0, "epoch": 0, "worker_s": 0.0, "wait": 0.0, "streak": 0}
-    budget = guard(clock, gangs=2, **limits)
+    budget, flat = guard(clock, gangs=2, **limits), False
     for event in events:
         happen(budget, clock, event)
         if event[0] in ("trial", "epoch"):
@@ -154,12 +169,14 @@ def test_it_is_exhausted_exactly_when_a_limit_is_reached(limits, events):
             or clock.now >= 1000.0 + limits.get("time", math.inf)
             or spent["worker_s"] / 3600 >= limits.get("worker_hours", math.inf)
             or spent["worker_s"] / 3600 * limits["price_per_hour"] >= limits["money"]
-            or spent["streak"] >= limits.get("plateau", math.inf)
         )
+        flat = flat or spent["streak"] >= limits.get("plateau", math.inf)
         assert budget.exhausted == reached
-        assert budget.may_start == (not reached and spent["trial"] < limits.get("trials", math.inf))
+        assert budget.may_start == (
+            not reached and not flat and spent["trial"] < limits.get("trials", math.inf)
+        )
         assert budget.may_start == (budget.why_exhausted == "")
-        assert budget.epochs_left >= 0 and (budget.epochs_left == 0) >= reached
+        assert budget.epochs_left >= 0 and (budget.epochs_left == 0) >= (reached or flat)
         assert budget.time_left_s is None or budget.time_left_s >= 0
         assert budget.epochs_left <= limits.get("epochs", math.inf) - min(
             spent["epoch"], limits.get("epochs", 0)

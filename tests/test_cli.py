@@ -505,16 +505,16 @@ def test_a_run_whose_trials_wait_at_rungs_is_finished_once_its_budget_is_used_up
 
 
 @pytest.mark.parametrize(
-    ("plateau", "noted", "state"), [(2, 2, "finished"), (3, 2, "unfinished"), (2, None, "unfinished")]
+    "budget", [{"trials": 100, "plateau": 2}, {"epochs": 4}, {"worker_hours": 1}, {"time": "1h", "epochs": 9}]
 )
-def test_a_run_that_ended_by_its_plateau_is_finished(captune, plateau, noted, state):
-    """Its trials wait at their rungs as in any other run: only what the run noted at its end tells."""
-    budget = {"trials": 100, "plateau": plateau}
+def test_a_run_that_noted_so_is_finished(captune, budget):
+    """Its trials wait as in any other run, and up to one training is left of the budget."""
     spec = Experiment.from_dict(SPEC | {"name": "flat", "budget": budget})
-    found = record(spec, [*trial(0, 0.1, [0.9]), *paused(1, WAITS), *paused(2, WAITS)])
-    if noted is not None:
-        write_end(found.folder, without_gain=noted)
-    assert experiment_state(found) == state
+    found = record(spec, [*trial(0, 0.1, [0.9]), *paused(1, WAITS), *paused(2, "kept for the best")])
+    write_end(found.folder, finished=False)
+    assert experiment_state(found) == "unfinished"
+    write_end(found.folder, finished=True)
+    assert experiment_state(found) == "finished"
     write_description(spec, command=["captune"])  # resumed, and killed
     assert experiment_state(found) == "unfinished"
 

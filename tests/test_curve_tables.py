@@ -1,11 +1,14 @@
 """Curves of an earlier experiment: whose, how far, and what of them is made up. And those of a formula."""
 
+import math
+
 import pytest
 from recorded import describe, record
 
 import trainables.seeding  # noqa: F401  slow to import, and not a test's fault
 from trainables.order import Failure
 from tuning.experiment_file import ExperimentError
+from tuning.search.verdicts import NOT_FINITE
 from tuning.simulation.curve_tables import CurveTable
 from tuning.simulation.trainable_curves import TrainableCurves
 
@@ -122,6 +125,14 @@ def test_a_trial_that_diverged_does_so_again_and_is_no_example_for_others(tmp_pa
     failure = curves("00000", {"learning_rate": 1e-1}, 3)
     assert isinstance(failure, Failure) and failure.state == "diverged"
     assert scores(curves, "00001", {"learning_rate": 1e-4}, 2) == [0.0, 1.0]
+
+
+def test_a_trial_whose_figure_is_none_diverges_in_that_epoch(tmp_path):
+    broken = ({"learning_rate": 1e-1}, [1.0, math.nan], "diverged", f"score after epoch 2: {NOT_FINITE}")
+    curves = rates(tmp_path, [broken, ({"learning_rate": 1e-3}, [1.0, 2.0], "stopped")])
+    assert scores(curves, "00000", {"learning_rate": 1e-1}, 1) == [1.0]
+    failure = curves("00000", {"learning_rate": 1e-1}, 2)
+    assert isinstance(failure, Failure) and failure.state == "diverged"
 
 
 def test_another_space_is_refused_by_name(tmp_path):

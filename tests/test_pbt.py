@@ -117,6 +117,15 @@ def test_who_failed_counts_as_last_and_is_replaced_too(tmp_path):
     assert epochs_of(recorder)["00000"][-1] == 4, "it is the last of four at the next rung"
 
 
+def test_who_has_no_figure_at_the_first_rung_does_not_end_the_drawing(tmp_path):
+    """It is over like one that failed: the others are drawn, not forks of the first."""
+    recorder = Recorder()
+    search = open_search(tmp_path, recorder, budget={"trials": 5}, **FOUR)
+    drive(search, curve=scored([1, math.nan, 2, 4, 3]))
+    assert states(recorder)["00001"] == "diverged"
+    assert forks(recorder) == {"00004": ("00003", 2)}
+
+
 def test_without_a_budget_for_forks_the_rest_is_trained_to_its_end(tmp_path):
     recorder = Recorder()
     drive(open_search(tmp_path, recorder, budget={"trials": 4}, **FOUR), curve=scored([1, 4, 2, 3]))

@@ -10,7 +10,9 @@ from trainables.order import Failure, Report
 from tuning.events import EpochReported, TrialEnded, TrialStarted
 from tuning.experiment import Experiment, ExperimentError
 from tuning.search.budget import BudgetGuard
+from tuning.search.incumbent import Incumbent
 from tuning.search.open_trials import INTERRUPTED
+from tuning.search.ranking import Standing
 from tuning.search.search import Search
 from tuning.search.strategies import open_strategy
 from tuning.search.verdicts import KEPT_FOR_THE_BEST
@@ -257,9 +259,16 @@ def test_when_time_is_up_running_epochs_are_kept_and_trials_paused(tmp_path, rec
 
 
 @BOTH
-def test_a_missing_objective_fails_the_trial_with_the_nearest_name(tmp_path, recorder, scheduler):
-    objectives = [{"metric": "scor", "mode": "max"}]
-    search = open_search(tmp_path, recorder, objectives=objectives, scheduler=scheduler)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"objectives": [{"metric": "scor", "mode": "max"}]},
+        {"constraints": [{"metric": "scor", "max": 1}]},
+    ],
+    ids=["objective", "constraint"],
+)
+def test_a_missing_figure_fails_the_trial_with_the_nearest_name(tmp_path, recorder, scheduler, wrong):
+    search = open_search(tmp_path, recorder, scheduler=scheduler, **wrong)
     run = search.next_run()
     decision = search.report(run.trial_id, report(run, 1))
     assert decision.leaves
@@ -358,6 +367,32 @@ def test_a_plateau_ends_the_search(tmp_path, recorder):
     drive(search, curve=lambda run, epoch: {"score": 0.5 if run.trial_id != "00001" else 0.6})
     assert len(states(recorder)) < 15
     assert search.finished
+    assert states(recorder)["00001"] == "completed", "the best is trained to the end"
+
+
+def test_a_better_figure_of_the_best_trial_is_a_gain():
+    incumbent = Incumbent()
+    for trial, loss, gain in [("0", 1.0, True), ("1", 2.0, False), ("0", 0.5, True), ("0", 0.7, False)]:
+        incumbent.compare(trial, Standing((loss,)))
+        assert incumbent.take_gain() is gain and incumbent.trial_id == "0"
+
+
+@pytest.mark.parametrize("gangs", [1, 2, 4, 8])
+@pytest.mark.parametrize("budget", [{"epochs": 20}, {"worker_hours": 20 / 60}, {"epochs": 5}])
+def test_where_only_the_last_epoch_has_a_result_some_trials_come_to_it(tmp_path, recorder, budget, gangs):
+    """A minute an epoch: two trainings fit into the first budgets, none into the last."""
+
+    def curve(run, epoch):
+        return figures(run, epoch) if epoch == 9 else {"worker_s": 60.0, "seconds": 60.0}
+
+    scheduler = {"algorithm": "none", "max_epochs": 9}
+    search = open_search(tmp_path, recorder, gangs=gangs, scheduler=scheduler, budget=budget)
+    drive(search, gangs=gangs, curve=curve)
+    spent = len(recorder.of(EpochReported))
+    if budget == {"epochs": 5}:
+        assert 5 <= spent < 5 + gangs
+    else:
+        assert list(states(recorder).values()).count("completed") >= 1 and spent < 20 + gangs
 
 
 def test_paused_trials_are_pruned_in_the_study_when_the_search_is_closed(tmp_path, recorder):
@@ -385,7 +420,7 @@ def as_tables(events, epoch_events=None):
         if isinstance(event, TrialStarted):
             trials[event.trial_id] = {"trial_id": event.trial_id, "state": "running"}
         elif isinstance(event, TrialEnded):
-            trials[event.trial_id] |= {"state": event.state, "finished_at": event.at}
+            trials[event.trial_id] |= {"state": event.state, "reason": event.reason, "finished_at": event.at}
     epochs = [
         {"trial_id": e.trial_id, "epoch": e.epoch, "attempt": e.attempt, "metrics": e.metrics, "at": e.at}
         for e in (events if epoch_events is None else epoch_events)
@@ -442,6 +477,7 @@ SCENARIOS = {
         failing,
     ),
     "NaN": ({"budget": {"trials": 9}}, broken),
+    "NaN and a plateau": ({"budget": {"trials": 30, "plateau": 6}}, broken),
     "tpe": ({"search": {"algorithm": "tpe", "startup_trials": 3}, "budget": {"trials": 9}}, figures),
     "nsga2": (
         {"search": {"algorithm": "nsga2"}, "objectives": TWO, "budget": {"trials": 20}},
@@ -478,6 +514,28 @@ def test_a_killed_search_goes_on_as_if_nothing_had_happened(tmp_path, whole, nam
         resumed.replay(*as_tables(before.events))
         drive(resumed, curve=curve)
         assert outcome(before.events + after.events) == whole(name), killed_after
+
+
+def test_epochs_whose_figures_are_none_are_counted_once_by_a_resumed_run(tmp_path):
+    """Between full epochs, too, where the table has an empty cell and nothing but the reason tells."""
+
+    def curve(run, epoch):
+        wrong = int(run.trial_id) % 2 and epoch == 2
+        return figures(run, epoch) | ({"score": math.nan} if wrong else {})
+
+    whole, before, after = Recorder(), Recorder(), Recorder()
+    changes = {"scheduler": STOPPING, "budget": {"epochs": 40}}
+    for folder in ("whole", "killed"):
+        (tmp_path / folder).mkdir()
+    drive(open_search(tmp_path / "whole", whole, **changes), curve=curve)
+    drive(open_search(tmp_path / "killed", before, **changes), 25, curve=curve)
+    trials, epochs = as_tables(before.events)
+    for row in epochs:
+        row["metrics"] = {name: value for name, value in row["metrics"].items() if not math.isnan(value)}
+    resumed = open_search(tmp_path / "killed", after, **changes)
+    resumed.replay(trials, epochs)
+    drive(resumed, curve=curve)
+    assert len(before.of(EpochReported)) + len(after.of(EpochReported)) == len(whole.of(EpochReported))
 
 
 @pytest.mark.parametrize("unwritten", [0, 3, 8])

@@ -10,7 +10,7 @@ from trainables.order import Moved, Order, Report
 from trainables.patience import StorageFailed
 from tuning import trial_actor
 from tuning.trial_actor import TrialActor
-from tuning.tune_adapter import REMEMBERED, Ticker, TuneScheduler
+from tuning.tune_adapter import REMEMBERED, Ticker, TuneScheduler, TuneSearcher
 
 
 @pytest.mark.parametrize("over", [3, REMEMBERED, 5 * REMEMBERED])
@@ -65,6 +65,21 @@ def answer_of(moved, *, room=False):
     trial = SimpleNamespace(config={"order": order, "gang": "g"})
     scheduler.on_trial_result(None, trial, {"answer": moved})
     return told.calls
+
+
+def test_who_waits_for_a_gang_notices_that_the_search_is_over():
+    """Its time may run out while no gang has room."""
+    search = SimpleNamespace(finished=False)
+    gangs = SimpleNamespace(any_free=False, none_left=False, lent=False)
+    looks = []
+
+    def look():
+        looks.append(1)
+        search.finished = len(looks) == 2
+
+    searcher = TuneSearcher(search, gangs, order_for=None, between_steps=look)
+    assert searcher.suggest("0") == TuneSearcher.FINISHED
+    assert len(looks) == 2
 
 
 FULL = Moved(reason="storage is full", storage="full")

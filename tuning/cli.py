@@ -30,6 +30,8 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(130)
+        except BrokenPipeError:  # of `| head`: click ends without a word
+            raise
         except (ValueError, LookupError, OSError, StorageFailed) as error:
             if _is_users_mistake(error):
                 raise UserMistake(str(error)) from error

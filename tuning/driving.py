@@ -114,7 +114,7 @@ def carry_out(
             _drive(experiment, search, budget, plan, keeper, scratch, order_for, interruption, say)
         given_up = search.given_up
         search.close()
-        write_end(folder, without_gain=budget.without_gain)
+        write_end(folder, finished=not (given_up or budget.out_of_time))
     return given_up
 
 

@@ -47,7 +47,7 @@ def refuse_changes(experiment: Experiment, folder: Path) -> None:
 def history(experiment: Experiment, ledger: Ledger) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Trials and epochs as `Search.replay` wants them: in the order in which things happened."""
     trials = [
-        {name: row.get(name) for name in ("trial_id", "state", "finished_at", "halvings")}
+        {name: row.get(name) for name in ("trial_id", "state", "reason", "finished_at", "halvings")}
         for row in ledger.trials.values()
     ]
     metrics = [each.metric for each in experiment.objectives]

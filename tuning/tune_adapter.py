@@ -57,7 +57,7 @@ class TuneSearcher(_Unsaved, TuneSearcherBase):
     def suggest(self, trial_id: str) -> Any:
         """The config of Tune's trial `trial_id`; None: not now; FINISHED: never again."""
         while not self._gangs.any_free:
-            if self._gangs.none_left:
+            if self._gangs.none_left or self._search.finished:
                 return TuneSearcherBase.FINISHED
             if self._gangs.lent:
                 return None

@@ -20,6 +20,8 @@ HOUR_S = 3600.0
 class BudgetGuard:
     """Holds a run to its limits: `may_start` another trial, or `exhausted`, so that nothing goes on.
 
+    Between the two is the plateau: nothing goes on but the best trial (`has_room_for` says no).
+
     Everything but time is counted over all resumptions of an experiment: who resumes tells of the earlier
     trials and epochs again. Time runs from when this object was built.
     """
@@ -30,7 +32,6 @@ class BudgetGuard:
         *,
         workers: int = 1,
         gangs: int = 1,
-        without_gain: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ):
         """Start the clock.
@@ -39,7 +40,6 @@ class BudgetGuard:
             limits: the experiment's `budget` section; a limit that is None never ends anything.
             workers: workers of one gang.
             gangs: trials that run at the same time, to begin with.
-            without_gain: trials in a row that brought nothing better so far.
             clock: seconds from any origin, never going back.
         """
         self._limits = limits
@@ -50,12 +50,18 @@ class BudgetGuard:
         self._began = clock()
         self._started = 0
         self._seconds = 0.0
+        self._timed = 0  # epochs of which it is known what they took
         self.epochs = 0
         """Epochs counted."""
         self.worker_s = 0.0
         """Seconds of work in them, summed over workers."""
-        self.without_gain = without_gain
+        self.without_gain = 0
         """Trials in a row, up to now, that brought nothing better."""
+        self.why_flat = ""
+        """One line on why only the best trial may go on; empty where others may, too.
+
+        Once on a plateau, it stays, though the best trial, which is trained to its end, becomes better.
+        """
 
     def count_trial(self) -> None:
         """A trial was started, now or in an earlier run."""
@@ -69,12 +75,23 @@ class BudgetGuard:
             seconds: its duration.
         """
         self.epochs += 1
+        self._timed += 1
         self.worker_s += worker_s
         self._seconds += seconds
+
+    def count_failure(self) -> None:
+        """A trial went wrong in an epoch, now or in an earlier run; what that took is not known.
+
+        Else a budget of epochs would never end where every trial fails.
+        """
+        self.epochs += 1
 
     def trial_over(self, improved: bool) -> None:
         """A trial ended or was paused at a rung; `improved`: with a better best, or a larger hypervolume."""
         self.without_gain = 0 if improved else self.without_gain + 1
+        if self.without_gain == self._limits.plateau and not self.why_flat:
+            flat = f"{self.without_gain} trials in a row brought nothing better"
+            self.why_flat = f"{flat}, budget.plateau is reached"
 
     @property
     def may_start(self) -> bool:
@@ -92,7 +109,7 @@ class BudgetGuard:
         trials = self._limits.trials
         if trials is not None and self._started >= trials and not self.exhausted:
             return f"all {trials} trials of the budget have started"
-        return self._spent_limit()
+        return self._spent_limit() or self.why_flat
 
     @property
     def epochs_left(self) -> float:
@@ -101,32 +118,41 @@ class BudgetGuard:
         Exact for a limit on epochs; estimated for the others from what epochs took so far, and inf for them
         before the first.
         """
-        if self.exhausted:
+        if self.exhausted or self.why_flat:
             return 0.0
         left = [math.inf]
         if self._limits.epochs is not None:
             left.append(self._limits.epochs - self.epochs)
         if self.worker_s > 0:
-            left.append(self._worker_s_left() / (self.worker_s / self.epochs))
+            left.append(self._worker_s_left() / (self.worker_s / self._timed))
         if self._limits.time_s is not None and self._seconds > 0:
-            left.append(self._until_s(self._limits.time_s) * self.gangs / (self._seconds / self.epochs))
+            left.append(self._until_s(self._limits.time_s) * self.gangs / (self._seconds / self._timed))
         return max(0.0, min(left))
 
     def has_room_for(self, epochs: int, in_flight: int) -> bool:
         """Whether another epoch can be run and one trial still be trained for `epochs` more epochs after it.
 
+        On a plateau it cannot.
+
         Args:
             epochs: of one trial, on one gang.
             in_flight: epochs that run now on other gangs, and will be finished.
         """
+        if self.why_flat:
+            return False
         left = [math.inf]
         if self._limits.epochs is not None:
             left.append(self._limits.epochs - self.epochs - in_flight)
         if self.worker_s > 0:
-            left.append(self._worker_s_left() / (self.worker_s / self.epochs) - in_flight)
+            left.append(self._worker_s_left() / (self.worker_s / self._timed) - in_flight)
         if self._limits.time_s is not None and self._seconds > 0:
-            left.append(self._until_s(self._limits.time_s) / (self._seconds / self.epochs))
+            left.append(self._until_s(self._limits.time_s) / (self._seconds / self._timed))
         return min(left) > epochs
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether `time` is used up; a resumed run has it again."""
+        return self._limits.time_s is not None and self._until_s(self._limits.time_s) == 0
 
     @property
     def time_left_s(self) -> float | None:
@@ -148,7 +174,7 @@ class BudgetGuard:
     def _spent_limit(self) -> str:
         """The first limit that ends everything, in words; empty where there is none."""
         limits, hours = self._limits, self.worker_s / HOUR_S
-        if limits.time_s is not None and self._until_s(limits.time_s) == 0:
+        if self.out_of_time:
             return f"the budget's {limits.time_s:.0f} s are over"
         if limits.epochs is not None and self.epochs >= limits.epochs:
             return f"all {limits.epochs} epochs of the budget are spent"
@@ -156,8 +182,6 @@ class BudgetGuard:
             return f"{hours:.4g} worker-hours are spent, the budget has {limits.worker_hours:g}"
         if limits.money is not None and self.cost is not None and self.cost >= limits.money:
             return f"{self.cost:.4g} is spent, the budget's money is {limits.money:g}"
-        if limits.plateau is not None and self.without_gain >= limits.plateau:
-            return f"{self.without_gain} trials in a row brought nothing better, budget.plateau is reached"
         return ""
 
     def _worker_s_left(self) -> float:

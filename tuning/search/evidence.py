@@ -176,15 +176,19 @@ def _scores(standings: Sequence[Standing]) -> Array:
     """float64 [n, objectives]: losses in each objective on a scale of their own, of mean 0 and variance 1.
 
     The unit is that of the middle half, or more where the best is far ahead of it; what is worse than the
-    median by BAD units counts as that bad. What is infeasible comes behind, by the rank of its violation;
-    last what is not a number.
+    median by BAD units counts as that bad. What is infeasible comes behind, by the rank of its violation, of
+    equal ones by that of its loss; last what is not a number.
     """
-    violations = np.array([standing.violation if standing.finite else math.inf for standing in standings])
-    behind = np.searchsorted(np.unique(violations), violations) / len(violations)
-    feasible = violations == 0
+    finite = np.array([standing.finite for standing in standings])
+    violations = np.array([standing.violation for standing in standings])
+    feasible = finite & (violations == 0)
     columns = []
     for losses in np.array([standing.losses for standing in standings]).T:
-        scores = BAD + behind
+        scores = np.zeros(len(standings))
+        ranked = np.stack([~finite, violations, losses], 1)[~feasible]
+        ranked[ranked[:, 0] == 1] = (1, 0, 0)
+        _, rank = np.unique(ranked, axis=0, return_inverse=True)
+        scores[~feasible] = BAD + (1 + rank.reshape(-1)) / len(standings)
         if feasible.any():
             best, first, median, third = np.quantile(losses[feasible], (0, 0.25, 0.5, 0.75))
             unit = max((third - first) / 1.35, (median - best) / BEST) or 1.0

@@ -20,9 +20,10 @@ class Incumbent:
         if not standing.finite:
             return
         before = self._bests.get(trial_id)
+        leader = None if self.trial_id is None else self._bests[self.trial_id]
         if before is None or standing.key < before.key:
             self._bests[trial_id] = standing
-        if self.trial_id is None or standing.key < self._bests[self.trial_id].key:
+        if leader is None or standing.key < leader.key:
             self.trial_id = trial_id
             self._gained = True
         if len(standing.losses) > 1 and not dominated(standing, self._front):

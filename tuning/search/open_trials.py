@@ -27,6 +27,7 @@ class OpenTrials:
 
     Args:
         max_epochs: of a whole training.
+        first_result: epoch after which a trial is evaluated in full for the first time.
         searcher: told how each ended.
         scheduler: told which to promote no more.
         budget: told which left their gangs.
@@ -38,6 +39,7 @@ class OpenTrials:
         self,
         *,
         max_epochs: int,
+        first_result: int,
         searcher: Searcher,
         scheduler: Scheduler,
         budget: BudgetGuard,
@@ -45,6 +47,7 @@ class OpenTrials:
         now: Callable[[], datetime],
     ):
         self._max_epochs = max_epochs
+        self._first_result = first_result
         self._searcher = searcher
         self._scheduler = scheduler
         self._budget = budget
@@ -68,21 +71,33 @@ class OpenTrials:
     def __iter__(self) -> Iterator[Trial]:
         return iter(self._trials.values())
 
+    @property
+    def leader(self) -> str | None:
+        """The trial that goes on whatever others may: the best; while none has a result, the farthest."""
+        if self.incumbent.trial_id is not None:
+            return self.incumbent.trial_id
+        return max(self._trials, key=lambda name: (self._trials[name].epoch, -int(name)), default=None)
+
     def has_room(self, epoch: int, but: str = "") -> bool:
         """Whether a trial with `epoch` epochs may run another, and whoever leads then can still be finished.
+
+        While none has a result, whether somebody can still come to one.
 
         Args:
             epoch: those behind it.
             but: that trial, if it has just reported and so is not in the middle of an epoch.
         """
         best = self.incumbent.trial_id
-        if best is None:
-            return True
         running = self.running - {but}
         done = [epoch + 1, *(self._trials[each].epoch + 1 for each in running)]
-        if best in self._trials and best not in running:
-            done.append(self._trials[best].epoch)
-        return self._budget.has_room_for(self._max_epochs - min(done), in_flight=len(running))
+        if best is None:
+            farthest = max([*done, *(trial.epoch for trial in self)])
+            needed = self._first_result - farthest if self._trials else 0
+        else:
+            if best in self._trials and best not in running:
+                done.append(self._trials[best].epoch)
+            needed = self._max_epochs - min(done)
+        return self._budget.has_room_for(max(needed, 0), in_flight=len(running))
 
     def open(self, trial_id: str) -> Trial:
         """A trial that the searcher suggested, or that an earlier run began."""

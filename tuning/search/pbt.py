@@ -170,7 +170,8 @@ class Pbt(Scheduler):
         if not or_new or len(born) >= self._population - len(self._kept):
             return False
         if not self._level:
-            return not any(self._gone_on(number, self._rungs[0]) for number in born)
+            first = self._rungs[0]
+            return not any(self._has_come(number, first) and self._gone_on(number, first) for number in born)
         return not any(self._gone_on(number, self._rung_before) for number in self._kept)
 
     def _gone_on(self, number: int, rung: int) -> bool:

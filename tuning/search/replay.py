@@ -9,6 +9,7 @@ they know. A promotion of which no epoch is known is decided again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from tuning.events import FINAL_STATES, TrialState
@@ -17,7 +18,7 @@ from tuning.search.budget import BudgetGuard
 from tuning.search.open_trials import INTERRUPTED, OpenTrials
 from tuning.search.scheduler import Decision
 from tuning.search.trial import Trial
-from tuning.search.verdicts import Verdicts
+from tuning.search.verdicts import NOT_FINITE, Verdicts
 from tuning.tables.comparison import WENT_WRONG
 
 
@@ -43,6 +44,7 @@ class Replay:
             raise ExperimentError(
                 [f"the tables have trials that study.journal does not know: {', '.join(unknown)}"]
             )
+        self._over = {row["trial_id"] for row in trials if row["state"] in FINAL_STATES}
         halvings = {row["trial_id"]: row.get("halvings") or 0 for row in trials}
         for trial_id in known:
             self._trials.open(trial_id).halvings = halvings.get(trial_id, 0)
@@ -50,7 +52,7 @@ class Replay:
         for row in _as_it_happened(trials, epochs):
             trial = self._trials[row["trial_id"]]
             if "state" in row:
-                self._was_over(trial, row["state"])
+                self._was_over(trial, row["state"], row.get("reason") or "")
             else:
                 decisions[trial.trial_id] = self._reported(trial, row)
         for trial in list(self._trials):  # some are over then
@@ -63,15 +65,16 @@ class Replay:
         trial.epoch, trial.attempt = row["epoch"], row["attempt"]
         self._verdicts.count_epoch(trial, row["metrics"])
         decision = self._verdicts.decide(trial, self._verdicts.all_figures(row["epoch"], row["metrics"]))
-        if decision.leaves or trial.epoch >= self._max_epochs:
-            self._trials.left_its_gang()
+        ends = decision.action == "stop" or trial.epoch >= self._max_epochs
+        if trial.finite and (trial.trial_id in self._over if ends else decision.leaves):
+            self._trials.left_its_gang()  # else it is, when its end is taken in or settled
         return decision
 
-    def _was_over(self, trial: Trial, state: TrialState) -> None:
+    def _was_over(self, trial: Trial, state: TrialState, reason: str) -> None:
         """The table has the end of a trial here."""
         if state in WENT_WRONG:
-            if trial.finite:  # else the epoch that went wrong is in the table, and counted
-                self._budget.count_epoch(0.0, 0.0)
+            if not reason.endswith(NOT_FINITE):  # else the epoch that went wrong is in the table, and counted
+                self._budget.count_failure()
             self._trials.false_start.went_wrong(trial.trial_id, trial.epoch, "in an earlier run")
             self._trials.left_its_gang()
         else:
@@ -102,8 +105,11 @@ def _as_it_happened(
     trials: Sequence[Mapping[str, Any]], epochs: Sequence[Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
     """Rows of epochs, and of trials that are over where they ended; never before an epoch of their own."""
-    last = {row["trial_id"]: row["at"] for row in epochs}
-    timed = [(row["at"], row) for row in epochs]
+    last: dict[str, datetime] = {}
+    timed = []
+    for row in sorted(epochs, key=lambda row: row["epoch"]):  # clocks may have been put back meanwhile
+        last[row["trial_id"]] = max(row["at"], last.get(row["trial_id"], row["at"]))
+        timed.append((last[row["trial_id"]], row))
     for row in trials:
         if row["state"] in FINAL_STATES:
             at = row["finished_at"]

@@ -51,7 +51,8 @@ class Search:
 
     The best trial is always trained to the end: where nothing else can start, and in time before a limit of
     the budget. Up to the epochs of one trial may be left unspent for that: a trial that might take the lead
-    and could not be finished is not gone on with. With several objectives, the best by the first is meant.
+    and could not be finished is not gone on with, nor, before there is any result, one that would leave
+    nobody the epochs to the first. With several objectives, the best by the first is meant.
 
     Args:
         searcher: where new configurations come from.
@@ -84,6 +85,7 @@ class Search:
         self._now = now
         self._trials = OpenTrials(
             max_epochs=self._max_epochs,
+            first_result=min(experiment.full_epochs()),
             searcher=searcher,
             scheduler=scheduler,
             budget=budget,
@@ -128,10 +130,10 @@ class Search:
             return Decision("continue")  # a restarted trial repeats what was told before
         trial.epoch, trial.attempt = report.epoch, report.attempt
         self._verdicts.count_epoch(trial, report.metrics)
-        missing = self._verdicts.missing_objective(report)
+        missing = self._verdicts.missing_figure(report)
         if missing is not None:
             self._trials.end(trial, "failed", missing)
-            return Decision("stop", "no objective")
+            return Decision("stop", "no such figure")
         decision = self._verdicts.decide(trial, report.metrics)
         self._trials.tell(
             EpochReported(
@@ -160,7 +162,7 @@ class Search:
                 trial, f"out of memory, goes on with smaller parts of a batch: {failure.reason}"
             )
         else:
-            self._budget.count_epoch(0.0, 0.0)  # else a budget of epochs never ends where every trial fails
+            self._budget.count_failure()
             self._trials.end(trial, failure.state, failure.reason, failure.error)
 
     def lose(self, trial_id: str, error: str, *, times: int = 1) -> None:
@@ -177,6 +179,7 @@ class Search:
         last = error.strip().rpartition("\n")[2]
         if trial.lost > self._max_failures:
             reason = f"lost {trial.lost} times, training.max_failures allows {self._max_failures}: {last}"
+            self._budget.count_failure()
             self._trials.end(trial, "failed", reason, error)
             return
         trial.attempt += times
@@ -221,7 +224,7 @@ class Search:
 
         Args:
             trials: rows of the trials table (`trial_id`, `state`, `halvings`, and of those that are over
-                `finished_at`).
+                `reason` and `finished_at`).
             epochs: rows of the epochs table (`trial_id`, `epoch`, `attempt`, `metrics`, `at`), by `at`.
 
         Raises:
@@ -273,11 +276,15 @@ class Search:
         return self._trials.open(suggestion.trial_id)
 
     def _unfinished_best(self) -> Trial | None:
-        """The best trial, if it neither is over nor runs: from here on it stops at no rung."""
-        trial = self._trials.get(self._trials.incumbent.trial_id)
+        """The best trial, if it neither is over nor runs: from here on it stops at no rung.
+
+        While none has a result, the farthest, until it has one.
+        """
+        trial = self._trials.get(self._trials.leader)
         if trial is None or trial.trial_id in self._trials.running:
             return None
         if trial.trial_id in self._trials.waiting:
             self._trials.waiting.remove(trial.trial_id)
-        self._verdicts.to_the_end(trial)
+        if self._trials.incumbent.trial_id is not None:
+            self._verdicts.to_the_end(trial)
         return trial

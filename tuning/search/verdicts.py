@@ -15,6 +15,7 @@ from tuning.search.scheduler import Decision, Scheduler
 from tuning.search.searcher import Searcher
 from tuning.search.trial import Trial
 
+NOT_FINITE = "not a finite number"
 KEPT_FOR_THE_BEST = "what is left of the budget is kept for the best trial"
 
 
@@ -46,15 +47,16 @@ class Verdicts:
         trial.slowest_epoch_s = max(trial.slowest_epoch_s, seconds)
         self._budget.count_epoch(metrics.get("worker_s", 0.0), seconds)
 
-    def missing_objective(self, report: Report) -> str | None:
+    def missing_figure(self, report: Report) -> str | None:
         """What is wrong with the figures of an epoch after which a trial is evaluated in full."""
         if report.epoch not in self._full_epochs:
             return None
-        for name in (objective.metric for objective in self._objectives):
+        asked = [("objective", each.metric) for each in self._objectives]
+        asked += [("constraint", each.metric) for each in self._constraints]
+        for what, name in asked:
             if name not in report.metrics:
-                return (
-                    f"the objective {name!r} is not among the reported figures{nearest(name, report.metrics)}"
-                )
+                near = nearest(name, report.metrics)
+                return f"the {what} {name!r} is not among the reported figures{near}"
         return None
 
     def all_figures(self, epoch: int, metrics: Mapping[str, float]) -> Mapping[str, float]:
@@ -90,7 +92,7 @@ class Verdicts:
             self._scheduler.drop(trial.trial_id)  # it does not wait at the rung that it passes
         if not trial.finite:
             names = ", ".join(objective.metric for objective in self._objectives)
-            reason = f"{names} after epoch {trial.epoch}: not a finite number"
+            reason = f"{names} after epoch {trial.epoch}: {NOT_FINITE}"
             decision = Decision("stop", reason, decision.rung)
             self._trials.end(trial, "diverged", decision.reason)
         elif trial.epoch >= self._max_epochs:
@@ -104,7 +106,7 @@ class Verdicts:
             decision = Decision("pause", self._budget.why_exhausted, decision.rung)
             self._trials.put_aside(trial, decision.reason)
         elif not self._may_go_on(trial):
-            decision = Decision("pause", KEPT_FOR_THE_BEST, decision.rung)
+            decision = Decision("pause", self._budget.why_flat or KEPT_FOR_THE_BEST, decision.rung)
             self._trials.put_aside(trial, decision.reason)
         else:
             decision = Decision("continue", decision.reason, decision.rung)
@@ -112,5 +114,4 @@ class Verdicts:
 
     def _may_go_on(self, trial: Trial) -> bool:
         """Whether the budget bears another epoch of it, and the best to its end."""
-        best = trial.trial_id == self._trials.incumbent.trial_id
-        return best or self._trials.has_room(trial.epoch, but=trial.trial_id)
+        return trial.trial_id == self._trials.leader or self._trials.has_room(trial.epoch, but=trial.trial_id)

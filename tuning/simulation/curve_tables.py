@@ -28,6 +28,7 @@ from search_spaces.domains import Choice, Domain
 from search_spaces.nearest import nearest
 from trainables.order import Failure
 from tuning.experiment_file import ExperimentError
+from tuning.search.verdicts import NOT_FINITE
 from tuning.tables.comparison import WENT_WRONG
 from tuning.tables.configurations import configurations
 from tuning.tables.lineage import without_forks
@@ -65,7 +66,9 @@ class CurveTable:
         }
         states = trials.set_index("trial_id")[["state", "reason", "epochs"]]
         wrong = states["state"].isin(WENT_WRONG).to_numpy(dtype=bool)
-        reached = states["epochs"].fillna(0).to_numpy(dtype=int)
+        # The last epoch that the table has of a trial whose figure was none is the one in which it diverged.
+        in_it = states["reason"].fillna("").str.endswith(NOT_FINITE).to_numpy(dtype=bool)
+        reached = states["epochs"].fillna(0).to_numpy(dtype=int) - (wrong & in_it)
         modes = {each.metric: each.mode for each in experiment.objectives}
         objectives = list(modes)
         learnt = np.all([np.isfinite(measured[metric]).any(axis=1) for metric in objectives], axis=0)

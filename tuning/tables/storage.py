@@ -116,23 +116,23 @@ def write_description(experiment: Experiment, *, command: Sequence[str]) -> None
     _replace(path, lambda file: file.write(json.dumps(record, indent=2).encode()))
 
 
-def write_end(folder: Path, *, without_gain: int) -> None:
-    """Note in `environment.json` that a run came to its end, and what its tables do not tell.
+def write_end(folder: Path, *, finished: bool) -> None:
+    """Note in `environment.json` that a run came to its end.
 
     Args:
-        without_gain: trials in a row, the last ones, that brought nothing better.
+        finished: a resumed run would have nothing to do.
     """
     path = folder / "environment.json"
-    record = json.loads(path.read_text()) | {"ended": {"without_gain": without_gain}}
+    record = json.loads(path.read_text()) | {"ended": {"finished": finished}}
     _replace(path, lambda file: file.write(json.dumps(record, indent=2).encode()))
 
 
-def without_gain_at_end(folder: Path) -> int:
-    """What `write_end` noted; 0 where no run came to its end, or nothing can be read."""
+def ended_finished(folder: Path) -> bool:
+    """What `write_end` noted; False where no run came to its end, or nothing can be read."""
     try:
-        return int(json.loads((folder / "environment.json").read_text())["ended"]["without_gain"])
+        return bool(json.loads((folder / "environment.json").read_text())["ended"]["finished"])
     except (OSError, ValueError, LookupError, TypeError):
-        return 0
+        return False
 
 
 def _replace(path: Path, write: Callable[[Any], Any]) -> None:

@@ -20,7 +20,7 @@ from tuning.tables.comparison import WENT_WRONG
 from tuning.tables.lease import is_driven
 from tuning.tables.results import Results, load
 from tuning.tables.schema import figure_column
-from tuning.tables.storage import without_gain_at_end
+from tuning.tables.storage import ended_finished
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,13 +118,15 @@ def _uncompressed(found: Results) -> bool:
 
 
 def _used_up(found: Results) -> bool:
-    """Whether a resumed run would have nothing to do.
+    """Whether a resumed run would have nothing to do: as the last one noted, or as far as the tables tell.
 
     At the end of a run, trials that were not promoted wait at their rungs; one that was interrupted is
     paused as well, and only its reason tells the two apart.
     """
     budget, trials = found.experiment.budget, found.trials
-    spent = BudgetGuard(budget, without_gain=without_gain_at_end(found.folder), clock=lambda: 0.0)
+    if ended_finished(found.folder):
+        return True
+    spent = BudgetGuard(budget, clock=lambda: 0.0)
     for worker_s in found.epochs["worker_s"].astype(float).fillna(0.0):
         spent.count_epoch(worker_s, seconds=0.0)  # durations matter for estimates alone
     if spent.exhausted:
