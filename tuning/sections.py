@@ -153,14 +153,16 @@ class Budget(Strict):
     time: str | float | None = None
     """Seconds, or text such as `90s`, `30m`, `2h`, `1h30m`; anew with every run."""
     worker_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Hours that workers train, summed over workers and all runs; GPU-hours where a worker has one GPU."""
+    """Hours that workers train, summed over workers and all runs; GPU-hours where a worker has one GPU. What
+    an epoch took that was not finished, as its trial failed or lost its workers, is not known and not
+    counted."""
     money: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Most that the worker-hours may cost, all runs together; needs `price_per_hour`."""
     price_per_hour: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Price of one worker for an hour, in any currency; without `money` the cost is only shown."""
     plateau: Annotated[int, Field(ge=1)] | None = None
-    """The run ends when this many trials in a row were paused or over without a better best (several
-    objectives: without a larger hypervolume)."""
+    """No other trial begins or goes on once this many in a row were paused or over without a better best
+    (several objectives: without a larger hypervolume); the best is trained to its end."""
 
     @field_validator("time", mode="plain")
     @classmethod

@@ -25,6 +25,7 @@ from tuning.simulation.simulated_outcome import Outcome
 from tuning.simulation.simulator import simulate
 from tuning.simulation.trainable_curves import TrainableCurves
 from tuning.tables.configurations import in_domain
+from tuning.tables.lineage import without_forks
 from tuning.tables.results import Results
 from tuning.tables.schema import FLOAT, INT, STRING, to_frame
 
@@ -203,7 +204,7 @@ def _variant(experiment: Experiment, scheduler: str, seed: int, replayed: Result
     tree["scheduler"]["algorithm"] = scheduler
     tree["search"]["seed"] = seed
     if replayed is not None:
-        tree["budget"] = {"trials": len(replayed.trials)}
+        tree["budget"] = {"trials": len(without_forks(replayed.trials))}
         tree["search"] = {"seed": seed, "algorithm": "random"}  # it is never asked
     return Experiment.from_dict(tree)
 
