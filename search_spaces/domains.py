@@ -152,8 +152,11 @@ class Int:
         return self.low <= value <= self.top and (value - self.low) % self.step == 0
 
     def examples(self) -> list[Scalar]:
-        """The extremes: what a trainable should be asked whether it accepts."""
-        return list(dict.fromkeys([self.low, self.top]))
+        """The extremes, and the second: what a trainable should be asked whether it accepts.
+
+        What divides the first two divides all of them.
+        """
+        return list(dict.fromkeys([self.low, min(self.low + self.step, self.top), self.top]))
 
 
 @dataclass(frozen=True)

@@ -189,9 +189,10 @@ def _condition_problems(domains: Mapping[str, Domain], broken: Sequence[str] = (
                 yield where, f"the values of {parent!r} at which {name!r} applies must not be empty"
             for value in values:
                 if not domains[parent].contains(value):
-                    possible = domains[parent].examples()
-                    link = ", " if isinstance(domains[parent], Choice) else " … "
-                    yield where, f"{parent!r} never is {value!r}; it is {link.join(map(repr, possible))}"
+                    found = list(map(repr, domains[parent].examples()))
+                    choice = isinstance(domains[parent], Choice)
+                    possible = ", ".join(found) if choice else f"{found[0]} … {found[-1]}"
+                    yield where, f"{parent!r} never is {value!r}; it is {possible}"
 
 
 def _active(domain: Domain, config: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from search_spaces import Int
 from trainables.captioning import shipped
 from trainables.captioning.compress.artefact import load_artefact
 from trainables.captioning.compress.measure import COST
@@ -281,6 +282,23 @@ def test_a_parent_of_other_data_is_refused(data, parent):
         trial({**data, "image_size": 32}, **{"compression.parent": str(parent[0])})
 
 
+def test_captions_that_changed_since_are_refused(data, tmp_path):
+    """Though their vocabulary is as large: its numbers mean other words."""
+    before, now = ({**data, "vocabulary_size": 24, "seed": seed} for seed in (0, 5))
+    trained = trial(before)
+    trained.save(tmp_path)
+    assert trial(now).data.tokenizer.vocabulary_size == trained.data.tokenizer.vocabulary_size == 24
+    with pytest.raises(SettingsError, match="captions have changed"):
+        trial(now, **{"compression.parent": str(tmp_path), "compression.method": "int8"})
+    with pytest.raises(SettingsError, match="captions have changed"):
+        trial(now).load(tmp_path)
+
+
+def test_a_child_for_which_memory_did_not_suffice_takes_smaller_parts(data, parent):
+    child = {"compression.parent": str(parent[0]), "compression.method": "int8"}
+    assert trial(data, **child, micro_batch_size=4).settings.micro_batch_size == 4
+
+
 def test_distilling_without_a_parent_is_refused(data):
     with pytest.raises(SettingsError, match="distil needs a trained parent"):
         trial(data, **{"compression.method": "distil"})
@@ -377,6 +395,13 @@ def test_a_compressed_encoder_sees_the_images_once_for_all_trials(data, monkeypa
             "6 heads must divide decoder_width 128",
         ),
         ({}, {"encoder_trainable": False}, {}, ("model", "encoder_trainable"), "random weights"),
+        (
+            {},
+            {"decoder": "transformer"},
+            {"decoder_width": Int(64, 512).examples()},
+            ("search_space", "decoder_width"),
+            "4 heads must divide decoder_width 65",
+        ),
         (
             {},
             {"encoder": "efficientnet_lite0", "encoder_trainable": False},

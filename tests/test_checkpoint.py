@@ -62,7 +62,7 @@ def test_everything_comes_back(tmp_path):
     other = load_captioner(tmp_path)
     for name, tensor in model.state_dict().items():
         assert torch.equal(other.state_dict()[name], tensor), name
-    stored = load_training(tmp_path, torch.device("cpu"))["optimizer"]
+    stored = load_training(tmp_path)["optimizer"]
     torch.testing.assert_close(stored, optimizer.state_dict(), rtol=0, atol=0)
 
 
@@ -116,4 +116,4 @@ def test_code_in_the_optimizer_file_is_not_run(tmp_path):
     save(tmp_path, captioner())
     torch.save({"optimizer": print}, tmp_path / "optimizer.pt")
     with pytest.raises(Exception, match="weights_only|Weights only"):
-        load_training(tmp_path, torch.device("cpu"))
+        load_training(tmp_path)

@@ -138,6 +138,15 @@ class TestCoco:
         items = read("coco", tmp_path, captions_file="annotations/captions_val2017.json")
         assert splits(items) == {name: hashed_split(name) for name in names}
 
+    def test_of_few_images_one_validates_whatever_their_names_hash_to(self, tmp_path):
+        names = [f"IMG_{i:04d}.jpg" for i in range(1, 13)]
+        assert {hashed_split(name) for name in names} == {"train"}
+        pictures(tmp_path, *names)
+        write(tmp_path / "captions.json", coco(*((i, name, ["x"]) for i, name in enumerate(names))))
+        split = splits(read("coco", tmp_path))
+        assert sorted(split.values()) == ["train"] * 11 + ["val"]
+        assert splits(read("coco", tmp_path)) == split
+
     def test_orphans_are_bad(self, tmp_path):
         pictures(tmp_path, "1.jpg", "2.jpg")
         content = coco((1, "1.jpg", ["a"]), (2, "2.jpg", []))

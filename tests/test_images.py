@@ -1,8 +1,11 @@
 """Image files of every kind that people have, into RGB squares."""
 
+import errno
 import io
+import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -166,6 +169,23 @@ def test_a_file_that_vanished_is_bad(tmp_path):
     path.unlink()
     with pytest.raises(BadImage, match="No such file"):
         source.pixels(16)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.EMFILE])
+def test_a_file_that_cannot_be_read_now_is_not_bad(tmp_path, monkeypatch, number):
+    """What is bad stays bad in the cache; a server may be back in a minute."""
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(halves()).getvalue())
+    source = FileSource.of(path)
+
+    class Failing(io.BytesIO):
+        def read(self, *size):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "open", lambda *_: Failing())
+    with pytest.raises(OSError, match="a.png") as caught:
+        source.pixels(16)
+    assert caught.value.errno == number
 
 
 def test_a_range_of_a_file_is_an_image_too(tmp_path):

@@ -103,6 +103,13 @@ def test_an_empty_candidate_scores_nothing_and_leaves_the_others_alone():
     assert bleu4(candidates, references) > 0
 
 
+def test_images_with_fewer_references_are_as_strict_as_others():
+    """A reference that is not there has no length that a short caption could be near to."""
+    candidates, longer = ["a dog runs fast", "a red bird sings"], ["a red bird sings in a tree"]
+    uneven = bleu4(candidates, [["a dog runs fast"] * 2, longer])
+    assert uneven == pytest.approx(bleu4(candidates, [["a dog runs fast"], longer])) and uneven < 0.8
+
+
 def test_nothing_but_empty_captions():
     assert caption_metrics(["", ""], [[""], ["...", "!"]]) == {"bleu4": 0, "rouge_l": 0, "cider": 0}
 

@@ -8,12 +8,12 @@ from PIL import Image
 
 from trainables.captioning.compress.artefact import load_artefact, save_artefact
 from trainables.captioning.compress.graph_figures import GRAPHS, INT8_GRAPHS, TORCH
-from trainables.captioning.compress.model_card import model_card
+from trainables.captioning.compress.model_card import _METHODS, _WITH_RATIO, model_card
 from trainables.captioning.compress.onnx_graphs import write_onnx
 from trainables.captioning.compress.onnx_int8 import write_int8
 from trainables.captioning.data.tokenizer import CaptionTokenizer
 from trainables.captioning.model.captioner import Captioner
-from trainables.captioning.settings import Compression, Settings
+from trainables.captioning.settings import METHODS, Compression, Settings
 
 FACTS = {
     "name": "birds",
@@ -89,6 +89,13 @@ def test_every_setting_stands_in_its_table():
     assert rows["decoder"] == "transformer" and rows["learning_rate"] == "0.0003"
     assert rows["compression.method"] == "none" and rows["embedding_width"] == "null"
     assert set(rows) > set(Settings.model_fields) - {"compression"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_explained(method):
+    compression = Compression(method=method, parent="checkpoints/00001/0009")
+    assert _METHODS[method] in model_card(Settings(compression=compression), {})
+    assert set(_METHODS) == set(METHODS) >= set(_WITH_RATIO)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,8 @@ def test_a_captioners_share_of_the_batch_is_halved():
     assert halved == {"batch_size": 64, "micro_batch_size": 16}, "of 32 that each of two workers has"
     assert Captioning.with_less_memory({"micro_batch_size": 4}, 1)["micro_batch_size"] == 2
     assert Captioning.with_less_memory({"batch_size": 2}, 2) is None
+    shipped = Captioning.with_less_memory({"batch_size": 8, "compression.method": "int8"}, 1)
+    assert shipped == {"batch_size": 8, "compression.method": "int8", "micro_batch_size": 4}
 
 
 class Unhelpful:

@@ -79,6 +79,14 @@ class TestBothKinds:
         assert (tmp_path / "first").read_text() == (tmp_path / "second").read_text()
 
 
+def test_of_equally_rare_characters_the_same_are_kept():
+    captions = ["".join(map(chr, range(0x4E00 + start, 0x4E00 + start + 40))) for start in range(0, 400, 40)]
+    settings = {"kind": "bpe", "vocabulary_size": 64, "min_frequency": 1}
+    first, *others = [CaptionTokenizer.train(captions, **settings) for _ in range(4)]
+    assert all(other == first for other in others)
+    assert first != CaptionTokenizer.train(captions[::-1] + ["\u9999" * 3], **settings)
+
+
 def test_rare_words_are_left_out():
     tokenizer = CaptionTokenizer.train(["a dog", "a cat"], kind="word", vocabulary_size=50, min_frequency=2)
     assert tokenizer.vocabulary_size == 5

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from trainables.processor import processor
 from trainables.store import without_secrets
 
 #: Packages whose version can change a result.
@@ -47,7 +47,7 @@ def describe_environment(*, command: Sequence[str], seed: int) -> dict[str, Any]
         "versions": {"python": platform.python_version(), **_versions()},
         "git_commit": _git_commit(Path(__file__).resolve().parent),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "host": platform.node(),
@@ -81,11 +81,3 @@ def _git_commit(folder: Path) -> str | None:
 
 def _output(command: list[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
-
-
-def _processor() -> str:
-    try:
-        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        match = None
-    return match.group(1) if match else platform.processor()

@@ -157,9 +157,12 @@ def load_captioner(folder: Path, settings: Settings | None = None) -> Captioner:
     return captioner
 
 
-def load_training(folder: Path, device: torch.device) -> dict[str, Any]:
-    """The state dicts that `save_checkpoint` was given as `training`."""
-    return torch.load(folder / _OPTIMIZER, map_location=device, weights_only=True)
+def load_training(folder: Path) -> dict[str, Any]:
+    """The state dicts that `save_checkpoint` was given as `training`, on the CPU.
+
+    An optimizer moves what belongs to its parameters itself; its step counters are to stay there.
+    """
+    return torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True)
 
 
 def _left_out(state: TrialState, name: str) -> bool:

@@ -12,6 +12,11 @@ from trainables.captioning.data.cache import CaptionData
 from trainables.captioning.settings import Compression, Settings
 from trainables.trial import SettingsError
 
+OTHER_CAPTIONS = (
+    "the captions have changed since this checkpoint was trained, and its word numbers mean other words: "
+    "put the data back, or give the experiment another name"
+)
+
 
 def variants(
     checkpoint_folder: Path, methods: Sequence[str], ratios: Sequence[float]
@@ -72,6 +77,8 @@ def inherited(parent: Path, compression: Compression, data: CaptionData | None =
     told = state.vocabulary_size, state.image_size
     if data is not None and told != (data.tokenizer.vocabulary_size, data.images.shape[1]):
         raise SettingsError(where, f"{parent} was trained on other data: vocabulary or image size differ")
+    if data is not None and checkpoint.load_tokenizer(parent) != data.tokenizer:
+        raise SettingsError(where, f"{parent}: {OTHER_CAPTIONS}")
     named = Path(*parent.parts[-3:])
     if compression.parent is not None:
         compression = compression.model_copy(update={"parent": named})

@@ -70,10 +70,10 @@ def bleu4(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> flo
     """Corpus BLEU-4 in 0..1 of tokenised captions (words joined by spaces), unsmoothed, by sacrebleu."""
     _check(candidates, references)
     most = max(map(len, references))
-    # sacrebleu wants equally many references for all images and skips the empty ones.
-    streams = [[group[k] if k < len(group) else "" for group in references] for k in range(most)]
+    # sacrebleu wants equally many references for all images and skips those that are None.
+    streams = [[group[k] if k < len(group) else None for group in references] for k in range(most)]
     scorer = BLEU(tokenize="none", smooth_method="none", force=True)
-    return scorer.corpus_score(list(candidates), streams).score / 100
+    return scorer.corpus_score(list(candidates), streams).score / 100  # type: ignore[arg-type]
 
 
 def rouge_l(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:

@@ -41,7 +41,8 @@ from trainables.captioning.settings import DataSettings, Settings
 from trainables.captioning.shrinking import Shrinking
 from trainables.captioning.side_by_side import side_by_side
 from trainables.captioning.train import Trainer
-from trainables.trial import Metrics, Tables, TrialContext
+from trainables.processor import processor
+from trainables.trial import Metrics, SettingsError, Tables, TrialContext
 
 _SIZE = ("size_mb", "compression_ratio")
 _EVALUATION_BATCH = 64
@@ -99,7 +100,7 @@ class Captioning:
     @classmethod
     def with_less_memory(cls, settings: Mapping[str, Any], workers: int) -> dict[str, Any] | None:
         """The same batches, of which a worker takes at most half as many captions at once."""
-        known = Settings.model_validate(dict(settings))
+        known = Settings.from_flat(dict(settings))
         share = math.ceil(known.batch_size / workers)
         at_once = min(known.micro_batch_size or share, share)
         return None if at_once == 1 else {**settings, "micro_batch_size": math.ceil(at_once / 2)}
@@ -118,7 +119,9 @@ class Captioning:
         self.data = self.lessons = _open_data(data_settings, context.cpus)
         self.parent = self.settings.compression.parent
         if self.parent is not None:
-            self.settings = children.inherited(self.parent, self.settings.compression, self.data)
+            own = {name: config[name] for name in ("micro_batch_size",) if name in config}  # less memory
+            inherited = children.inherited(self.parent, self.settings.compression, self.data)
+            self.settings = inherited.model_copy(update=own)
         self.features: Features = None
         if check.caches_features(self.settings):
             self.features = _open_features(data_settings, self.settings.encoder, context.cpus, self.device)
@@ -214,6 +217,7 @@ class Captioning:
             facts={
                 "trial": self.context.trial_id,
                 "torch": torch.__version__,
+                "hardware": processor(),
                 "data": shipped.data_facts(self.data, self.context.data["format"]),
             },
         )
@@ -226,14 +230,20 @@ class Captioning:
         )
 
     def load(self, folder: Path) -> None:
-        """Go on from a checkpoint of a trial with the same data and settings, the `mutable` ones aside."""
+        """Go on from a checkpoint of a trial with the same data and settings, the `mutable` ones aside.
+
+        Raises:
+            SettingsError: the captions have changed since.
+        """
         state = checkpoint.load_state(folder)
+        if checkpoint.load_tokenizer(folder) != self.data.tokenizer:
+            raise SettingsError(("data",), children.OTHER_CAPTIONS)
         captioner = checkpoint.load_captioner(folder, self.settings).to(self.device)
         self.compressed = state.strength is not None
         self.trainer.replace(hold(captioner) if self.compressed else captioner)
         if self.compressed:
             self.features = None
-        self.trainer.load_state_dicts(checkpoint.load_training(folder, self.device))
+        self.trainer.load_state_dicts(checkpoint.load_training(folder))
         self.epoch, self.measured, self.quality = state.epoch, state.measured, state.quality
 
     def close(self) -> None:

@@ -142,14 +142,18 @@ _DECODERS = {
     "transformer": "pre-norm transformer with cross-attention to a grid of features (Vaswani et al. 2017)",
 }
 _METHODS = {
-    "fp16": "weights stored in half precision",
-    "int8": "weights stored in 8 bits, a scale per row",
-    "int4": "weights stored in 4 bits",
-    "prune": "hidden units, heads and channels removed from the widths above",
-    "low_rank": "matrices of the decoder factorised",
     "distil": "a narrower student of a larger captioner (Hinton et al. 2015)",
+    "share": "one matrix for word vectors and output, one set of weights for all layers of the decoder",
+    "prune_units": "hidden units, heads and channels removed from the widths above",
+    "low_rank": "matrices and trained filters factorised",
+    "prune": "single weights set to zero, the smallest first",
+    "fp16": "weights stored in half precision",
+    "bf16": "weights stored in bfloat16",
+    "int8": "weights stored in 8 bits, a scale per row",
+    "int8_per_tensor": "weights stored in 8 bits, a scale per matrix",
+    "int4": "weights stored in 4 bits",
 }
-_WITH_RATIO = ("prune", "low_rank", "distil")
+_WITH_RATIO = ("prune", "prune_units", "low_rank", "distil")
 
 
 def _compression(settings: Settings) -> str:

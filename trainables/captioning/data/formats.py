@@ -15,7 +15,7 @@ from trainables.captioning.data.coco import read_coco, read_karpathy
 from trainables.captioning.data.flickr import read_flickr8k
 from trainables.captioning.data.imagefolder import read_imagefolder
 from trainables.captioning.data.images import FileSource
-from trainables.captioning.data.items import Item, Items, Split, hashed_split
+from trainables.captioning.data.items import Item, Items, Split, hashed_split, with_validation
 from trainables.captioning.data.reading import Reading, Row, nearest
 from trainables.captioning.data.webdataset import read_webdataset
 from trainables.captioning.settings import DataSettings
@@ -77,7 +77,8 @@ def _merged(rows: list[Row], reading: Reading) -> list[Item]:
     merged: dict[str, list[Row]] = {}
     for row in rows:
         merged.setdefault(row.name, []).append(row)
-    split_by = _splitter({row.split for row in rows})
+    there = {row.split for row in rows}
+    split_by = _splitter(there)
     good: list[Item] = []
     for name, pieces in merged.items():
         captions = [caption.strip() for piece in pieces for caption in piece.captions]
@@ -104,7 +105,7 @@ def _merged(rows: list[Row], reading: Reading) -> list[Item]:
             reading.left_out.append((name, f"{empty} of its {len(captions)} captions are empty"))
         extra = {key: value for piece in reversed(pieces) for key, value in piece.extra.items()}
         good.append(Item(name=name, source=source, captions=kept, split=split, extra=extra))
-    return good
+    return good if "val" in there else with_validation(good)
 
 
 def _splitter(named: Iterable[Split | None]) -> Callable[[str, Split | None], Split | None]:

@@ -5,6 +5,7 @@ Knows Pillow and its modes. Knows nothing of data sets, captions or caches: a `F
 
 from __future__ import annotations
 
+import errno
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from trainables.captioning.data.items import BadImage
 #: Most pixels that are decoded in full. JPEGs are decoded at 1/2, 1/4 or 1/8 where that is still larger than
 #: needed, so panoramas pass; Pillow itself refuses files that declare over 179 million pixels (a zip bomb).
 MAX_PIXELS = 90_000_000
+#: What opening a file says where there is none.
+_NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,12 @@ class FileSource:
         return [self.path.name, self.bytes, self.mtime_ns, self.offset]
 
     def pixels(self, size: int) -> NDArray[np.uint8]:
-        """Decode to uint8 [size, size, 3]; raises `BadImage`."""
+        """Decode to uint8 [size, size, 3].
+
+        Raises:
+            BadImage: as `decode`, or there is no such file any more.
+            OSError: it cannot be read now, as where permission or a server is missing: that may pass.
+        """
         try:
             with self.path.open("rb") as file:
                 if self.offset is None:
@@ -55,7 +63,9 @@ class FileSource:
                 file.seek(self.offset)
                 return decode(io.BytesIO(file.read(self.bytes)), size)
         except OSError as error:
-            raise BadImage(f"cannot be opened: {error.strerror or error}") from error
+            if error.errno in _NO_FILE:
+                raise BadImage(f"cannot be opened: {error.strerror or error}") from error
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
 def decode(file: IO[bytes], size: int) -> NDArray[np.uint8]:
@@ -69,6 +79,7 @@ def decode(file: IO[bytes], size: int) -> NDArray[np.uint8]:
 
     Raises:
         BadImage: not an image, truncated, or too many pixels.
+        OSError: the file cannot be read now.
     """
     try:
         image: Image.Image = Image.open(file)
@@ -83,6 +94,10 @@ def decode(file: IO[bytes], size: int) -> NDArray[np.uint8]:
         raise BadImage("empty file" if empty else "not an image in a known format") from None
     except BadImage:
         raise
+    except OSError as error:
+        if error.errno is not None:  # the system's, not Pillow's
+            raise
+        raise BadImage(str(error) or type(error).__name__) from error
     except Image.DecompressionBombError as error:
         raise BadImage(f"too many pixels: {error}") from error
     except (

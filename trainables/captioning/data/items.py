@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -76,6 +76,20 @@ class Items:
 
 def hashed_split(name: str) -> Split:
     """80/10/10 by a hash of the image's name alone: the same on every machine, whatever else is there."""
-    canonical = unicodedata.normalize("NFC", name.replace("\\", "/")).encode()
-    bucket = int.from_bytes(hashlib.blake2b(canonical, digest_size=8).digest(), "big") % 10
+    bucket = _number(name) % 10
     return "train" if bucket < 8 else "val" if bucket == 8 else "test"
+
+
+def with_validation(items: list[Item]) -> list[Item]:
+    """Items in hashed splits; where there are so few that `val` has none, one of `train` is moved there."""
+    train = [item for item in items if item.split == "train"]
+    if len(train) < 2 or any(item.split == "val" for item in items):
+        return items
+    moved = min(train, key=lambda item: _number(item.name))
+    return [replace(item, split="val") if item is moved else item for item in items]
+
+
+def _number(name: str) -> int:
+    """From 0 to 2**64 - 1, equally likely."""
+    canonical = unicodedata.normalize("NFC", name.replace("\\", "/")).encode()
+    return int.from_bytes(hashlib.blake2b(canonical, digest_size=8).digest(), "big")

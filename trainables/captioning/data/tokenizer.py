@@ -6,6 +6,7 @@ vocabulary. A tokenizer is one JSON file, saved with every checkpoint.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,8 @@ SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 
 Kind = Literal["word", "bpe"]
 
+#: What stands for a space in pieces of words.
+SPACE = "▁"
 #: A word: letters, marks and digits, with apostrophes and hyphens inside ("t-shirt", "dog's").
 WORD = r"\w+(?:['’\-]\w+)*"
 
@@ -48,6 +51,8 @@ class CaptionTokenizer:
 
         Words or pairs seen fewer than `min_frequency` times are left out.
         """
+        captions = list(captions)
+        normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
         trainer: trainers.Trainer
         if kind == "word":
             tokenizer = Tokenizer(models.WordLevel(unk_token=SPECIAL[UNK]))
@@ -65,16 +70,29 @@ class CaptionTokenizer:
                 [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()]
             )
             tokenizer.decoder = decoders.Metaspace()
+            texts = map(normalizer.normalize_str, captions)
+            alphabet = _alphabet(texts, vocabulary_size - len(SPECIAL))
             trainer = trainers.BpeTrainer(
                 vocab_size=vocabulary_size,
                 min_frequency=min_frequency,
                 show_progress=False,
                 special_tokens=list(SPECIAL),
-                limit_alphabet=vocabulary_size - len(SPECIAL),
+                initial_alphabet=alphabet,
+                limit_alphabet=len(alphabet),
             )
-        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+        tokenizer.normalizer = normalizer
         tokenizer.train_from_iterator(captions, trainer)
         return cls(tokenizer)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether they give every text the same ids."""
+        return isinstance(other, CaptionTokenizer) and self._text() == other._text()
+
+    def __hash__(self) -> int:
+        return hash(self._text())
+
+    def _text(self) -> str:
+        return self._tokenizer.to_str(pretty=False)
 
     def encode(self, captions: Sequence[str], max_tokens: int) -> list[list[int]]:
         """Ids of each caption: no BOS, EOS last, cut to `max_tokens` with the EOS."""
@@ -90,7 +108,7 @@ class CaptionTokenizer:
 
     def save(self, path: Path) -> None:
         """Write one JSON file."""
-        path.write_text(self._tokenizer.to_str(pretty=False), encoding="utf-8")
+        path.write_text(self._text(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> CaptionTokenizer:
@@ -105,3 +123,9 @@ class CaptionTokenizer:
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"{path} is not a tokenizer file: {error}") from error
         return cls(tokenizer)
+
+
+def _alphabet(texts: Iterable[str], most: int) -> list[str]:
+    """The most frequent characters, of equally frequent ones the first: the library leaves that to chance."""
+    counts = Counter(character for text in texts for character in text.replace(" ", SPACE))
+    return sorted(counts, key=lambda character: (-counts[character], character))[:most]

@@ -7,6 +7,8 @@ network never looks ahead, so that padding cannot reach a real token; the loss l
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor, nn
 
@@ -46,14 +48,17 @@ class Gru(nn.Module):
         if not all(hasattr(linear, "weight") for linear in [*self.input, *self.hidden]):
             return self._by_steps(sequence, state)
         sequence = self.widen(sequence)
+        if _in_bf16_on_cuda(sequence):
+            sequence = sequence.float()
         weights: list[Tensor] = []
         for input, hidden in zip(self.input, self.hidden, strict=True):
             weights += [input.weight, hidden.weight, input.bias, hidden.bias]  # type: ignore[list-item]
         weights = [weight.to(sequence.dtype) for weight in weights] * self._repeat
         start = state.to(sequence.dtype).transpose(0, 1).contiguous()  # [L, B, H]
-        out, _ = torch.gru(
-            sequence, start, weights, True, state.shape[1], self.dropout, self.training, False, True
-        )
+        with _not_in_half(sequence):
+            out, _ = torch.gru(
+                sequence, start, weights, True, state.shape[1], self.dropout, self.training, False, True
+            )
         return out
 
     def _by_steps(self, sequence: Tensor, state: Tensor) -> Tensor:
@@ -202,3 +207,18 @@ class GruAttentionDecoder(WordDecoder):
         context = attention.to(values.dtype) @ values  # [B, T, H]
         read = torch.tanh(self.read(torch.cat([hidden, context.to(hidden.dtype)], -1)))
         return self._logits(self.dropout(read)), attention
+
+
+def _in_bf16_on_cuda(tensor: Tensor) -> bool:
+    return (
+        tensor.is_cuda
+        and torch.is_autocast_enabled("cuda")
+        and torch.get_autocast_dtype("cuda") == torch.bfloat16
+    )
+
+
+def _not_in_half(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Autocast has cuDNN's fused layers compute in float16, in bf16 training too, where no loss is scaled."""
+    if _in_bf16_on_cuda(tensor):
+        return torch.autocast("cuda", enabled=False)
+    return contextlib.nullcontext()
