@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -91,7 +92,9 @@ def submit(
     options = [word for override in overrides for word in ("--set", override)]
     options += ["--storage", storage] if storage else []
     options += ["--resume"] if resume else []
-    experiment = load_for_cluster(file, [*overrides, f"storage={storage}"] if storage else overrides)
+    experiment = load_for_cluster(
+        file, [*overrides, f"storage={json.dumps(storage)}"] if storage else overrides
+    )
     with _talking_to(address) as server:
         job = server.submit(experiment, file, options=options, python=python, off_head=off_head)
         click.echo(job)

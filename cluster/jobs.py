@@ -120,7 +120,8 @@ def pack(file: str, trainable: str, folder: Path) -> None:
         _copy_code(location, folder / own)
     else:
         for module in location.parent.glob("*.py"):
-            shutil.copy(module, folder)
+            if module.is_file() and module.name[0] != ".":  # an editor's lock is a link to nowhere
+                shutil.copy(module, folder)
 
 
 def _location(name: str) -> Path:
@@ -187,17 +188,18 @@ class JobServer:
             NoOtherNode: there is none.
         """
         command = [python, "-m", "tuning.cli", "run", Path(file).name, *options]
-        with tempfile.TemporaryDirectory() as folder, self._asking():
+        with tempfile.TemporaryDirectory() as folder:
             pack(file, experiment.trainable, Path(folder))
-            return self._client.submit_job(
-                entrypoint=shlex.join(command),
-                runtime_env={
-                    "working_dir": folder,
-                    "env_vars": {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
-                },
-                metadata=job_metadata(experiment),
-                entrypoint_label_selector=self._not_the_head() if off_head else None,
-            )
+            with self._asking():
+                return self._client.submit_job(
+                    entrypoint=shlex.join(command),
+                    runtime_env={
+                        "working_dir": folder,
+                        "env_vars": {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+                    },
+                    metadata=job_metadata(experiment),
+                    entrypoint_label_selector=self._not_the_head() if off_head else None,
+                )
 
     def details(self, job: str) -> JobDetails:
         """Ray's record of a job: `status`, `message`, `metadata`, times in ms.

@@ -1,6 +1,7 @@
 """Children of the best trials: which, with what, and the table of what became of them; without Ray."""
 
 import json
+import shutil
 from datetime import UTC, datetime
 
 import pandas as pd
@@ -71,6 +72,36 @@ def test_a_refused_parent_makes_room_for_the_next_best(tmp_path, monkeypatch):
     wanted, impossible = points(found, experiment)
     assert impossible == ["00003: compression.parents: is compressed already"]
     assert [parent_of(config).trial_id for config in wanted] == ["00000"] * 4 + ["00004"] * 4
+
+
+def test_a_parent_whose_checkpoint_is_gone_makes_room_too(tmp_path):
+    experiment, found = compressed(tmp_path)
+    shutil.rmtree(found.folder / "checkpoints/00003")
+    wanted, lines = points(found, experiment)
+    assert {config["compression.parent"] for config in wanted} == {
+        "checkpoints/00000/0009",
+        "checkpoints/00004/0009",
+    }
+    assert lines[0] == "00003: its checkpoint is gone, see `checkpoints`"
+
+
+def test_variants_keep_their_checkpoints_until_they_are_measured_and_are_not_taken_for_hung(tmp_path):
+    experiment, found = compressed(tmp_path)
+    tree = experiment.to_dict() | {"checkpoints": {"keep": "needed"}}
+    wanted, _ = points(found, experiment)
+    inner = inner_experiment(Experiment.from_dict(tree), wanted)
+    assert inner.checkpoints.keep == "all"
+    assert inner.training.hang_timeout_s == 6 * 3600, "the first epoch of a child trains nothing"
+    tree["training"] = {"hang_timeout": "90s"}
+    assert inner_experiment(Experiment.from_dict(tree), wanted).training.hang_timeout_s == 90
+
+
+def test_a_table_of_variants_that_all_failed_has_the_objectives(tmp_path):
+    experiment, found = compressed(tmp_path, parents=1, methods=["fp16"])
+    tree = experiment.to_dict() | {"constraints": [{"metric": "compression_ratio", "min": 0.4}]}
+    inner = inner_experiment(Experiment.from_dict(tree), points(found, experiment)[0])
+    failed = Variants(write_children(inner, [0], ["failed"]), found.folder).table()
+    assert failed["score"].isna().all() and failed["compression_ratio"].isna().all()
 
 
 def test_where_no_trial_came_to_its_end_the_best_is_the_parent(tmp_path):

@@ -332,6 +332,9 @@ def test_results_sorted_filtered_limited(captune, birds):
     )
     assert rows[1] == {"trial_id": "00001", "config/learning_rate": 0.1}
     assert json.loads(said(captune("results", "birds", "--format", "json"), 0))[3]["cider"] is None
+    small = record(Experiment.from_dict(SPEC | {"name": "small"}), trial(0, 1.23456789012e-11, [0.3]))
+    (row,) = json.loads(said(captune("results", "small", "--columns", "all", "--format", "json"), 0))
+    assert row["config/learning_rate"] == small.trials["config/learning_rate"][0] == 1.23456789012e-11
 
 
 def test_results_on_screen_are_ranked_and_narrow(captune):
@@ -399,6 +402,8 @@ def test_best_tells_configuration_figures_and_place(captune, birds, tmp_path):
     ):
         assert part in output
     (birds.folder / "best").mkdir()
+    assert "birds/checkpoints/00001/0002" in said(captune("best", "birds"), 0), "of an earlier run, perhaps"
+    write_end(birds.folder, finished=True)
     assert "captune-results/birds/best" in said(captune("best", str(birds.folder)), 0)
     record(Experiment.from_dict(SPEC | {"name": "sad"}), trial(0, 0.1, [], "failed"))
     assert "no trial of 'sad' has a cider" in said(captune("best", "sad"), 1)
@@ -445,6 +450,8 @@ def test_caption(captune, birds, tmp_path, monkeypatch):
     monkeypatch.setattr("trainables.trial.resolve_trainable", lambda name: Poet)
     assert "best does not exist" in said(captune("caption", "birds", "sea.jpg"), 1)
     (birds.folder / "best").mkdir()
+    assert "earlier run" in said(captune("caption", "birds", "sea.jpg"), 0)
+    write_end(birds.folder, finished=True)
     assert said(captune("caption", "birds", "sea.jpg", "mountain.jpg"), 0).splitlines() == [
         "sea.jpg       a picture called sea",
         "mountain.jpg  a picture called mountain",

@@ -151,6 +151,10 @@ storage: ftp://host/results
         ("trainable: captionin", ":2: trainable: 'captionin' is neither shipped"),
         ("model: {decoder: rnn}", ":4: model.decoder: got 'rnn': there are gru, transformer"),
         ("constraints: [{metric: size_mb}]", ":12: constraints.0: needs `max` or `min`"),
+        (
+            "constraints: [{metric: size_mb, max: .inf}]",
+            ":12: constraints.0.max: got inf: should be a finite",
+        ),
     ],
 )
 def test_single_mistakes(write, change, expected):

@@ -68,6 +68,13 @@ def misspelt(tree):
         yield path, wrong
 
 
+@pytest.mark.parametrize("name", RAY_UP)
+def test_the_dashboard_listens_on_loopback(name):
+    """Also where the provider's defaults are filled in: Ray's for AWS open it to everybody."""
+    (start,) = [each for each in prepare_config(parsed(name))["head_start_ray_commands"] if "--head" in each]
+    assert "dashboard-host" not in start and "--autoscaling-config" in start
+
+
 @pytest.mark.parametrize("name", [*KUBERAY, *RAY_UP])
 def test_manifests_are_valid(name):
     check(name, parsed(name))

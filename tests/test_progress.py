@@ -66,6 +66,20 @@ def plain(spec, clock):
     return Progress(spec, console=console, clock=clock, heartbeat_s=30), console.file.getvalue
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_no_run_ends_because_its_display_cannot_be_written(tmp_path, clock, terminal):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise OSError(5, "Input/output error")
+
+    console = Console(file=Gone(), force_terminal=terminal)
+    progress = Progress(experiment(tmp_path), console=console, clock=clock)
+    for event in (start("00000"), epoch("00000", 1, cider=0.5), end("00000")):
+        progress.handle(event)
+        clock.now += 60
+    progress.close()
+
+
 def test_plain_lines_name_every_trial_that_ended(tmp_path, clock):
     progress, output = plain(experiment(tmp_path), clock)
     progress.handle(start("00000"))

@@ -93,6 +93,20 @@ def test_any_run_keeps_what_it_may_go_on_from_and_the_best(events, max_mb):
                 assert wrong or row["checkpoint"].removeprefix("checkpoints/") in found
 
 
+def test_parents_keep_theirs_and_they_ran_all_their_epochs(tmp_path):
+    run = Run(tmp_path, max_mb=0.0, parents=2)
+    for trial, cider, state in (
+        ("a", 0.4, "stopped"),
+        ("b", 0.3, "completed"),
+        ("c", 0.2, "stopped"),
+        ("d", 0.1, "completed"),
+        ("e", 0.05, "completed"),
+    ):
+        run.epoch(trial, cider)
+        run.end(trial, state)
+    assert run.on_disk() == {"a/1", "b/1", "d/1"}
+
+
 def test_room_is_made_of_what_nobody_needs(tmp_path):
     run = Run(tmp_path)
     for trial, cider in (("a", 0.3), ("b", 0.2), ("c", 0.1)):

@@ -53,6 +53,14 @@ def test_of_too_many_gangs_those_that_wait_go_first_then_the_youngest(roster):
     assert roster.resize(1) == (0, [])
 
 
+def test_a_closed_gang_does_not_cost_another_when_fewer_may_be(roster):
+    roster.lend("one", "00000")
+    roster.close("a")
+    assert roster.resize(3) == (0, []), "nothing takes its place"
+    assert roster.resize(1) == (0, ["c"]) and not roster.none_left
+    assert roster.resize(1) == (0, [])
+
+
 def test_a_gang_too_many_leaves_when_its_trial_does(roster):
     for run in ("one", "two", "three"):
         roster.lend(run, "00000")

@@ -205,6 +205,20 @@ def test_an_empty_folder_is_as_good_as_none(birds):
     assert Path("empty/text").read_text() == "TRIAL 00000"
 
 
+def test_an_empty_folder_may_be_where_one_stands_or_a_link(birds, monkeypatch):
+    for name in ("here", "linked"):
+        Path(name).mkdir()
+    Path("link").symlink_to("linked")
+    captune(0, "export", "birds", "--to", "link")
+    assert Path("link").is_symlink() and Path("linked/text").read_text() == "TRIAL 00000"
+    storage = str(birds.folder.parent.absolute())
+    monkeypatch.chdir("here")
+    captune(0, "export", "birds", "--to", ".", "--storage", storage)
+    assert Path("text").read_text() == "TRIAL 00000"
+    assert "has something in it" in captune(2, "export", "birds", "--to", "new/..", "--storage", storage)
+    assert Path("text").exists()
+
+
 def test_without_export_the_checkpoint_ships(tmp_path):
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "state.json").write_text("{}")

@@ -197,13 +197,13 @@ class Gang:
             data=order.data,
             leaving=leaving,
         )
-        reset_peak_memory()
+        reset_peak_memory(self.device)
         seed_everything(order.seed)
         trial = resolve_trainable(order.trainable)()
         try:
             with self._signs_of_life(lease):  # the first trial on a node may build its cache for long
                 trial.setup(with_folders(order.config), context)
-            self._take_up(order, trial)
+                self._take_up(order, trial)  # or wait for a store that is away
             with ThreadPoolExecutor(max_workers=1) as behind:  # is waited for where the trial raises, too
                 self._train(lease, order, trial, behind)
         finally:
@@ -247,7 +247,7 @@ class Gang:
             metrics |= {
                 "seconds": seconds,
                 "worker_s": seconds * self.world_size,
-                "peak_memory_mb": peak_memory_mb(),
+                "peak_memory_mb": peak_memory_mb(self.device),
             }
             report = Report(epoch=epoch, metrics=metrics, attempt=order.attempt, node=self.node)
             last = epoch == order.max_epochs
@@ -306,7 +306,7 @@ def resolve_precision(asked: str, device: torch.device) -> str:
         return asked
     if device.type != "cuda":
         return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,18 +9,18 @@ import psutil
 import torch
 
 
-def reset_peak_memory() -> None:
+def reset_peak_memory(device: torch.device) -> None:
     """Begin anew: the peak is now what is in use now."""
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
         with contextlib.suppress(OSError):  # Linux only: 5 resets VmHWM (proc(5))
             Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_memory_mb() -> float:
-    """Peak since the trial began: GPU memory allocated, or the process's resident set."""
-    if torch.cuda.is_available():
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak since the trial began: memory allocated on a GPU, or the process's resident set."""
+    if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():

@@ -18,10 +18,11 @@ from typing import Any
 
 import yaml
 
-from trainables.checkpoint_files import CheckpointUrl, checkpoint_at
+from trainables.checkpoint_files import CheckpointUrl, checkpoint_at, has_checkpoint
 from trainables.store import is_url, under
 from trainables.trial import SettingsError, resolve_trainable
 from tuning.experiment import Experiment, ExperimentError
+from tuning.gangs.watchdog import FIRST_EPOCH_S
 from tuning.search.front_scheduler import FrontScheduler
 from tuning.search.proposers import Replayed
 from tuning.search.searcher import Searcher
@@ -107,6 +108,9 @@ def points(found: Results, experiment: Experiment) -> tuple[list[Config], list[s
     asked, configs, lines, accepted = experiment.compression, dict[Any, Config](), list[str](), 0
     trainable: Any = resolve_trainable(experiment.trainable)
     for parent in parents(found):
+        if not has_checkpoint(under(experiment.place, parent.checkpoint)):
+            lines.append(f"{parent.trial_id}: its checkpoint is gone, see `checkpoints`")
+            continue
         with checkpoint_at(under(experiment.place, parent.checkpoint)) as folder:
             try:
                 possible, said = trainable.variants(folder, list(asked.methods), list(asked.ratios))
@@ -143,7 +147,11 @@ def inner_experiment(experiment: Experiment, wanted: Iterable[Config]) -> Experi
     objectives = [objective.model_dump(exclude_none=True) for objective in experiment.objectives]
     known = {objective.metric for objective in experiment.objectives}
     objectives += [{"metric": name, "mode": "min"} for name in COSTS if name not in known]
-    tree = experiment.to_dict() | {
+    tree = experiment.to_dict()
+    # A child's first epoch only compresses: how long the next may take does not follow from it.
+    auto = experiment.training.hang_timeout == "auto"
+    hang_timeout = {"hang_timeout": FIRST_EPOCH_S} if auto else {}
+    tree |= {
         "name": FOLDER,
         "storage": experiment.place,
         "model": {name: value for name, value in experiment.model.items() if name not in values},
@@ -157,6 +165,8 @@ def inner_experiment(experiment: Experiment, wanted: Iterable[Config]) -> Experi
         },
         "budget": {"trials": len(children)},
         "compression": {},
+        "checkpoints": {"keep": "all"},  # each is yet to be exported and measured
+        "training": tree["training"] | hang_timeout,
     }
     return Experiment.from_dict(tree)
 

@@ -6,6 +6,7 @@ Only click is imported at the top, so that `--help` answers at once. What is sho
 
 from __future__ import annotations
 
+import io
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -68,6 +69,9 @@ def main() -> None:
     captune export shapes --max-size-mb 5         the best of at most 5 MB, into a folder
     captune caption shapes photo.jpg              what it says about a picture
     """
+    for stream in (sys.stdout, sys.stderr):  # a terminal without ★ and ✓ shows something in their place
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     # A trainable of one's own lies beside the experiment, where the command is typed.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))

@@ -88,7 +88,7 @@ def carry_out(
             mirror or CheckpointFolders(folder / "checkpoints"),
             writer,
             max_mb=experiment.checkpoints.max_mb,
-            best=experiment.compression.parents if experiment.compression.search == "children" else 1,
+            parents=experiment.compression.parents if experiment.compression.search == "children" else 0,
         )
         writer.make_room = keeper.make_room
         everyone: list[Listener] = [writer, keeper, *listeners]

@@ -282,7 +282,8 @@ class Experiment(Strict):
     def _place(cls, storage: str) -> str:
         if is_url(storage := local(storage)):
             refuse_url(storage)
-        return storage
+            return storage
+        return str(Path(storage).expanduser())
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:

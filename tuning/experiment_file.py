@@ -105,6 +105,9 @@ def _locate(node: yaml.Node, path: tuple[str, ...], file: str, places: dict[str,
         seen: dict[str, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                yield f"{file}:{line}: {'.'.join(path)}: a key is a name, not a list or a mapping"
+                continue
             if key.value in seen:
                 dotted = ".".join([*path, key.value])
                 yield f"{file}:{line}: {dotted}: is there twice, first on line {seen[key.value]}; keep one"
@@ -130,7 +133,7 @@ def _apply(tree: dict[str, Any], override: str, places: dict[str, str]) -> None:
     while True:
         key, rest_after = _next_key(section, done, rest)
         if isinstance(section, list):
-            if not key.isdigit() or int(key) >= len(section):
+            if not key.isdecimal() or int(key) >= len(section):
                 raise ExperimentError([f"{origin}: {'.'.join(done)} has the items 0 to {len(section) - 1}"])
         elif not isinstance(section, dict):
             raise ExperimentError([f"{origin}: {'.'.join(done)} is {section!r} and holds no keys"])

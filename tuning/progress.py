@@ -6,6 +6,7 @@ A trial counts as done when it is over or paused: under promoting ASHA most tria
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -37,7 +38,7 @@ REDRAW_S = 0.25
 
 class Progress:
     """Shows trials by state, the best so far, what is spent, the time left, and a line for each trial that
-    ends or pauses.
+    ends or pauses. No run ends because nobody can see it any more: what cannot be written is left out.
 
     Args:
         experiment: what runs; where its folder has tables, the display goes on from them.
@@ -56,7 +57,7 @@ class Progress:
     ):
         self._experiment = experiment
         self._objectives = [figure_column(each.metric) for each in experiment.objectives]
-        self._console = console or Console()
+        self._console = console or Console(markup=False)
         self._terminal = self._console.is_terminal and not self._console.is_dumb_terminal
         self._clock, self._heartbeat_s = clock, heartbeat_s
         self._ledger = Ledger(experiment)
@@ -108,11 +109,12 @@ class Progress:
                 self._show(self._summary_line())
         elif now - self._last_drawn >= REDRAW_S:
             self._last_drawn = now
-            if self._live is None:
-                # Drawn by `tick` alone: a thread of rich's own would read rows while they change.
-                self._live = Live(console=self._console, auto_refresh=False, transient=True)
-                self._live.start()
-            self._live.update(self.panel(), refresh=True)
+            with contextlib.suppress(OSError):
+                if self._live is None:
+                    # Drawn by `tick` alone: a thread of rich's own would read rows while they change.
+                    self._live = Live(console=self._console, auto_refresh=False, transient=True)
+                    self._live.start()
+                self._live.update(self.panel(), refresh=True)
 
     def close(self) -> None:
         """Take the panel away and leave one line of summary."""
@@ -120,7 +122,8 @@ class Progress:
             return
         self._closed = True
         if self._live is not None:
-            self._live.stop()
+            with contextlib.suppress(OSError):
+                self._live.stop()
         if self._start is not None:
             self._show(self._summary_line())
 
@@ -271,7 +274,8 @@ class Progress:
         return line.append(f"; about {about(left)} left" if left is not None else "")
 
     def _show(self, line: Text) -> None:
-        if self._terminal:
-            self._console.print(line, highlight=False, no_wrap=True, overflow="ellipsis")
-        else:  # in a file every event stays on one line, however long: people grep it
-            self._console.print(line, highlight=False, soft_wrap=True)
+        with contextlib.suppress(OSError):
+            if self._terminal:
+                self._console.print(line, highlight=False, no_wrap=True, overflow="ellipsis")
+            else:  # in a file every event stays on one line, however long: people grep it
+                self._console.print(line, highlight=False, soft_wrap=True)

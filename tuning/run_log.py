@@ -34,12 +34,13 @@ def written_down(
 
     def tell(line: str) -> None:
         notes.write(f"{line}\n")
-        say(line)
+        with contextlib.suppress(OSError):  # nobody can see it any more
+            say(line)
 
     def dated(what: str) -> None:
         notes.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC  {what}\n")
 
-    console = Console(file=notes, force_terminal=False, color_system=None)  # type: ignore[arg-type]
+    console = Console(markup=False, file=notes, force_terminal=False, color_system=None)  # type: ignore[arg-type]
     dated(f"{experiment.name} starts")
     try:
         yield Progress(experiment, console=console), tell

@@ -124,7 +124,7 @@ def run(
             raise GivenUp(given_up)
         stack.enter_context(storage_is_needed())
         _export_best(experiment, load(folder))
-        if experiment.compression.search == "children":
+        if experiment.compression.search == "children" and children.parents(load(folder)):
             _compress(experiment, mirror, interruption, follow_variants, say)
     return load(folder)
 

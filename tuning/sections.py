@@ -44,8 +44,8 @@ class Constraint(Strict):
     """A bound that the best trial must keep."""
 
     metric: str
-    max: float | None = None
-    min: float | None = None
+    max: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    min: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
     @model_validator(mode="after")
     def _bounded(self) -> Constraint:

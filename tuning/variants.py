@@ -57,10 +57,15 @@ class Variants:
         before = _rows(read_table(self._path)) if self._path.exists() else []
         measured = {row["variant_id"]: row for row in before if "measured_at" in row}
         self._searched = searched_columns(children.experiment.space)
+        asked = [each.metric for each in children.experiment.objectives]
+        asked += [each.metric for each in children.experiment.constraints]
+        self._named = [name for each in asked if (name := figure_column(each)) not in _OWN]
         configs = configurations(children.trials, children.experiment.space)
         self.rows: dict[str, Row] = {}
         for trial in _rows(children.trials):
             row = _variant(trial, configs[trial["trial_id"]])
+            if RATIO_METRIC in self._named and RATIO_METRIC in trial:
+                row[RATIO_METRIC] = trial[RATIO_METRIC]
             old = measured.get(row["variant_id"], {})
             if old.get("checkpoint") == row.get("checkpoint"):
                 row |= {name: value for name, value in old.items() if name not in _OWN}
@@ -91,7 +96,8 @@ class Variants:
 
     def table(self) -> pd.DataFrame:
         """The table as of now, in the order in which the variants started."""
-        names = dict.fromkeys(name for row in self.rows.values() for name in row if name not in _OWN)
+        names = dict.fromkeys(self._named)
+        names |= dict.fromkeys(name for row in self.rows.values() for name in row if name not in _OWN)
         rest = {name: dtype for name, dtype in self._searched.items() if name in names}
         return to_frame(self.rows.values(), variants_dtypes(rest, (n for n in names if n not in rest)))
 

@@ -65,10 +65,10 @@ def pareto(
     if form != "table":
         write_frame(front, form)
         return
-    console = Console()
+    console = Console(markup=False)
     limits = fronts.limits(candidates, **bounds)
     shortened = front_frame(front, compared_by, limits, width=console.width if console.is_terminal else WIDE)
-    Console(width=WIDE).print(frame_table(shortened), soft_wrap=True)
+    Console(markup=False, width=WIDE).print(frame_table(shortened), soft_wrap=True)
     click.echo()
     for line in front_lines(candidates, front, compared_by, limits):
         click.echo(line)
@@ -120,7 +120,7 @@ def compare(name: str, a: str, b: str, show: str | None, limit: int | None, form
         return
     for title, frame in tables.items():
         if show in (None, title):
-            Console(width=WIDE).print(frame_table(frame.head(limit or ROWS)), soft_wrap=True)
+            Console(markup=False, width=WIDE).print(frame_table(frame.head(limit or ROWS)), soft_wrap=True)
             click.echo(f"{title}: {min(limit or ROWS, len(frame))} of {count(len(frame), 'row')}\n")
     click.echo(f"a is {label(named(found, a))}, b is {label(named(found, b))}")
 
@@ -180,7 +180,7 @@ def export(
     at_most = {column: bound for column, bound in asked.items() if bound is not None}
     if (trial is not None) + (variant is not None) + bool(at_most) > 1:
         raise click.UsageError("give --trial, or --variant, or limits: each says which model is exported")
-    if to is not None and to.is_dir() and any(to.iterdir()):
+    if to is not None and to.resolve().is_dir() and any(to.resolve().iterdir()):
         raise click.UsageError(f"--to takes a new or an empty folder, but {to} has something in it")
     found = load(name, storage)
     limits = None
@@ -199,7 +199,7 @@ def export(
         line = convert(found.experiment.trainable, folder, found.experiment.data)
     except CannotShip as error:
         raise WorkFailed(str(error)) from error
-    console = Console(soft_wrap=True)
+    console = Console(markup=False, soft_wrap=True)
     console.print(shipped_table(found, row, limits, folder))
     if line:
         console.print(line)

@@ -5,6 +5,7 @@ Only click is imported at the top, as in `tuning/cli.py`.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,16 +51,20 @@ format_option = click.option(
 
 def write_frame(frame: pd.DataFrame, form: str, output: Path | None = None) -> None:
     """A table as `csv`, `json` or `parquet`, into a file or, but for parquet, onto the screen."""
-    from tuning.tables.storage import write_table
+    import json
 
     if form == "parquet":
         assert output is not None
-        write_table(frame, output)
+        frame.to_parquet(output, index=False)
         return
     if form == "csv":
         text = frame.to_csv(index=False)
     else:
-        text = frame.to_json(orient="records", date_format="iso", indent=2) + "\n"
+        rows = json.loads(frame.to_json(orient="records", date_format="iso"))
+        for name in frame.select_dtypes("float"):  # pandas writes ten decimals, of 1e-11 none
+            for row, value in zip(rows, frame[name].astype(float), strict=True):
+                row[name] = value if math.isfinite(value) else None
+        text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
     if output is None:
         click.echo(text, nl=False)
     else:

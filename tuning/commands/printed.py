@@ -22,12 +22,12 @@ def print_table(frame: pd.DataFrame, found: Results, *, whole: bool = False) -> 
     from tuning.tables.query import fitting
     from tuning.tables.summaries import telling
 
-    console = Console()
+    console = Console(markup=False)
     shown = frame
     if not whole:
         width = console.width if console.is_terminal else WIDE
         shown = fitting(frame, names=telling(found.experiment, frame), width=width, text=cell_text)
-    Console(width=WIDE).print(frame_table(shown), soft_wrap=True)
+    Console(markup=False, width=WIDE).print(frame_table(shown), soft_wrap=True)
     hidden = len(frame.columns) - len(shown.columns)
     more = f"; {hidden} more columns with --columns all or --format csv" if hidden else ""
     click.echo(f"{len(frame)} row{'' if len(frame) == 1 else 's'}{more}")
@@ -45,7 +45,7 @@ def print_variants(found: Results) -> None:
     front = found.pareto()
     click.echo(f"\n{len(front)} of {count(len(found.variants), 'variant')} that no other beats:")
     shown = front_frame(front, found.figures(front), [], width=WIDE)
-    Console(width=WIDE).print(frame_table(shown), soft_wrap=True)
+    Console(markup=False, width=WIDE).print(frame_table(shown), soft_wrap=True)
     click.echo(f"choose with captune pareto {found.name}, ship with captune export {found.name}")
 
 
@@ -61,17 +61,19 @@ def print_best(found: Results) -> None:
     from tuning.render import frame_table
     from tuning.tables.copies import BEST_IS_WHOLE
     from tuning.tables.fidelity import in_full
+    from tuning.tables.storage import has_ended
     from tuning.tables.summaries import best_table
 
     try:
         row = found.best()
     except ValueError as error:
         raise WorkFailed(str(error)) from error
-    Console(soft_wrap=True).print(best_table(found, row))
-    exported = any((found.folder / name).exists() for name in ("best", BEST_IS_WHOLE))
+    Console(markup=False, soft_wrap=True).print(best_table(found, row))
+    there = any((found.folder / name).exists() for name in ("best", BEST_IS_WHOLE))
+    exported = there and has_ended(found.folder)  # until then it is an earlier run's
     click.echo(f"model  {under(found.place, 'best' if exported else str(row['checkpoint']))}")
     if len(schedule := found.schedule(row["trial_id"])) > 1:
         click.echo("\nits weights were trained under")
-        Console(width=WIDE).print(frame_table(schedule.drop(columns="seed")), soft_wrap=True)
+        Console(markup=False, width=WIDE).print(frame_table(schedule.drop(columns="seed")), soft_wrap=True)
     for line in in_full(found.fidelity()):
         click.echo(line)

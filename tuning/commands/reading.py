@@ -144,7 +144,7 @@ def list_command(storage: str) -> None:
     if not names:
         click.echo(f"no experiments in {storage}")
         return
-    Console(width=None if sys.stdout.isatty() else 200).print(experiments_table(names, storage))
+    Console(markup=False, width=None if sys.stdout.isatty() else 200).print(experiments_table(names, storage))
 
 
 @click.command()
@@ -165,6 +165,7 @@ def caption(name: str, images: tuple[str, ...], storage: str) -> None:
     from trainables.trial import resolve_trainable
     from tuning.tables.copies import best_in
     from tuning.tables.results import load
+    from tuning.tables.storage import has_ended
 
     found = load(name, storage)
     trainable: Any = resolve_trainable(found.experiment.trainable)
@@ -176,6 +177,8 @@ def caption(name: str, images: tuple[str, ...], storage: str) -> None:
             f"{under(found.place, 'best')} does not exist: the run of {found.name!r} has not finished with a "
             "best trial"
         )
+    if not has_ended(found.folder):
+        click.echo("by the best trial of an earlier run: this one has not ended", err=True)
     try:
         captions = trainable.caption(folder=folder, images=[Path(image) for image in images])
     except (ValueError, OSError) as error:  # an image that cannot be read

@@ -6,6 +6,7 @@ Only click is imported at the top, as in `tuning/cli.py`, which adds these comma
 from __future__ import annotations
 
 import contextlib
+import json
 import shlex
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -132,7 +133,7 @@ def check(file: str, overrides: tuple[str, ...], storage: str | None) -> None:
     machine = _this_machine()
     _, learnt_from = earlier_trials(experiment, experiment.storage)
     plan = experiment.plan_resources([machine])
-    Console().print(plan_table(experiment, plan, [machine]))
+    Console(markup=False).print(plan_table(experiment, plan, [machine]))
     for line in learnt_from:
         click.echo(line)
     click.echo(f"{file}: fine")
@@ -209,7 +210,7 @@ def _show_outcome(found: Results) -> None:
 
 
 def _with_storage(overrides: tuple[str, ...], storage: str | None) -> list[str]:
-    return [*overrides, f"storage={storage}"] if storage else list(overrides)
+    return [*overrides, f"storage={json.dumps(storage)}"] if storage else list(overrides)
 
 
 def _shares(text: str) -> list[float]:

@@ -89,7 +89,7 @@ def simulate(
     if form != "table":
         write_frame(frame, form)
         return
-    Console(width=WIDE).print(comparison_table(frame, experiment), soft_wrap=True)
+    Console(markup=False, width=WIDE).print(comparison_table(frame, experiment), soft_wrap=True)
     lines = made_up(frame, experiment, earlier) if earlier is not None else []
     lines += savings(frame, before) if replay else []
     for line in lines:

@@ -19,6 +19,7 @@ class Roster:
         self._on_trial: dict[str, str] = {}  # gang -> trial to be tried on another first
         self._allowed = 0
         self._closed = 0  # gangs that failed again and again; nothing takes the place of these
+        self._most = 0  # that ever were allowed
         self._missed = True  # whether a trial could have used a further gang, since the last `resize`
 
     def add(self, name: str) -> None:
@@ -90,7 +91,9 @@ class Roster:
             How many to start, and the names of those that are to end now and are forgotten here: first those
             that wait for room, then the youngest. No gang is started while another has nothing to do.
         """
-        self._allowed = allowed = max(0, allowed - self._closed)
+        self._most = max(self._most, allowed)
+        # Not one less whenever fewer may be: those that are closed may be the ones that are given up.
+        self._allowed = allowed = max(0, min(allowed, self._most - self._closed))
         idle = [name for name in self._states if name not in self._lent][::-1]
         idle.sort(key=lambda name: ("waiting", "starting", "serving").index(self._states[name]))
         ended = idle[: max(0, len(self._states) - allowed)]

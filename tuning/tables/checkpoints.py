@@ -45,15 +45,16 @@ class CheckpointKeeper:
         checkpoints: where they lie.
         writer: writes the tables; hears of an event, and is closed, before the keeper is.
         max_mb: what all of them may take, 10^6 bytes; 0.0: only what is needed is kept.
-        best: so many of the best trials keep theirs whatever the quota; several objectives: the front, too.
+        parents: so many of the best trials that ran all their epochs keep theirs whatever the quota, as does
+            the best of all; several objectives: the front, too.
     """
 
     def __init__(
-        self, checkpoints: Checkpoints, writer: ResultsWriter, *, max_mb: float = math.inf, best: int = 1
+        self, checkpoints: Checkpoints, writer: ResultsWriter, *, max_mb: float = math.inf, parents: int = 0
     ):
         self._place = checkpoints
         self._writer = writer
-        self._max_mb, self._best = max_mb, best
+        self._max_mb, self._parents = max_mb, parents
         self._dropped: set[str] = set()  # for the quota
         self._to_sweep: set[str] = set()
         for trial_id in writer.ledger.trials:  # no gang runs yet: whatever an interrupted run left may go
@@ -107,7 +108,8 @@ class CheckpointKeeper:
         """All that are kept, as the tables tell their sizes."""
         ledger = self._writer.ledger
         places = {trial_id: place for place, trial_id in enumerate(ledger.best_first())}
-        chosen = {name for name, place in places.items() if place < self._best}
+        completed = [name for name in places if ledger.trials[name]["state"] == "completed"]
+        chosen = {*list(places)[:1], *completed[: self._parents]}
         chosen |= set(ledger.front()) if ledger.several else set()
         for trial_id, trial in ledger.trials.items():
             epochs = ledger.epochs[trial_id]

@@ -50,9 +50,9 @@ FIGURES = (
 
 #: What the model costs as it ships; reported like any other figure, with a place of their own in `trials`.
 MODEL_COSTS = (
-    Column("params", INT, "parameters of the model as it ships", "min"),
+    Column("params", FLOAT, "parameters of the model as it ships", "min"),
     Column("size_mb", FLOAT, "size of the saved weights as they ship, 10^6 bytes", "min"),
-    Column("macs", INT, "multiply-accumulate operations to caption one image", "min"),
+    Column("macs", FLOAT, "multiply-accumulate operations to caption one image", "min"),
     Column(
         "inference_memory_mb",
         FLOAT,

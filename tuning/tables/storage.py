@@ -46,9 +46,9 @@ def find_folder(name_or_folder: str | Path, storage: str | Path = "captune-resul
     name, place = local(str(name_or_folder)), local(str(storage))
     if is_url(name):
         place, name = split_url(_usable(name))
-    found = [fetch_for_reading(_usable(place), name) if is_url(place) else Path(place) / name]
+    found = [fetch_for_reading(_usable(place), name) if is_url(place) else Path(place).expanduser() / name]
     if not is_url(str(name_or_folder)):
-        found.append(Path(name))
+        found.append(Path(name).expanduser().resolve())  # `.` has no name of its own
     for folder in found:
         if folder is not None and (folder / "experiment.yaml").is_file():
             return folder
@@ -61,7 +61,7 @@ def list_experiments(storage: str | Path = "captune-results") -> list[str]:
     if is_url(place := local(str(storage))):
         store = Store(_usable(place))
         return [name for name in store.folders() if store.has(f"{name}/experiment.yaml")]
-    return sorted(found.parent.name for found in Path(place).glob("*/experiment.yaml"))
+    return sorted(found.parent.name for found in Path(place).expanduser().glob("*/experiment.yaml"))
 
 
 def _usable(url: str) -> str:
@@ -125,6 +125,14 @@ def write_end(folder: Path, *, finished: bool) -> None:
     path = folder / "environment.json"
     record = json.loads(path.read_text()) | {"ended": {"finished": finished}}
     _replace(path, lambda file: file.write(json.dumps(record, indent=2).encode()))
+
+
+def has_ended(folder: Path) -> bool:
+    """Whether the last run came to its end, so that what it shipped is of its best trial."""
+    try:
+        return "ended" in json.loads((folder / "environment.json").read_text())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def ended_finished(folder: Path) -> bool:
