@@ -25,9 +25,10 @@ from pathlib import Path
 import filelock
 import psutil
 
+from tuning.driver import SAME_S, created_after_boot_s
+
 START_S = 120.0
 LEAVE_S = 10.0
-CLOCK_SHIFT_S = 2.0  # by so much the clock may have been corrected since a process was created
 LOG = "ray_start.log"
 LOOPBACK = "127.0.0.1"
 #: Ray's GCS, raylet and workers then listen on loopback, too, as they do on a Mac, not on all interfaces. Who
@@ -50,7 +51,7 @@ class LocalCluster:
     pid: int
     """Of `ray start`, which leads the session of all its processes."""
     created: float
-    """When that process was created, in seconds since the epoch."""
+    """When that process was created, see `created_after_boot_s`."""
     gcs_address: str
     """What `RAY_ADDRESS` must be to join it: `127.0.0.1:PORT`."""
     dashboard: str
@@ -71,7 +72,7 @@ class LocalCluster:
     def _pid_is_used_again(self) -> bool:
         """Then nothing of the cluster lives: a session keeps its number to itself."""
         since = _lives_since(self.pid)
-        return since is not None and abs(since - self.created) > CLOCK_SHIFT_S
+        return since is not None and abs(since - self.created) > SAME_S
 
 
 def state_file() -> Path:
@@ -137,7 +138,7 @@ def up(*, port: int, cpus: int | None = None, gpus: int | None = None) -> LocalC
         )
     cluster = LocalCluster(
         pid=leader.pid,
-        created=psutil.Process(leader.pid).create_time(),
+        created=created_after_boot_s(psutil.Process(leader.pid)),
         gcs_address="",
         dashboard=f"http://{LOOPBACK}:{port}",
         folder=str(folder),
@@ -188,10 +189,10 @@ def family(leader: int) -> set[psutil.Process]:
 
 
 def _lives_since(pid: int) -> float | None:
-    """When the living process `pid` was created, in seconds since the epoch; None where there is none."""
+    """When the living process `pid` was created, see `created_after_boot_s`; None where there is none."""
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
-        return process.create_time() if _lives(process) else None
+        return created_after_boot_s(process) if _lives(process) else None
     return None
 
 

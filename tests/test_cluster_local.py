@@ -15,6 +15,7 @@ from raylets import free_ports
 from cluster import local
 from cluster.cli_cluster import cluster as command
 from cluster.token import ensure_token
+from tuning.driver import created_after_boot_s
 
 ROOT = Path(__file__).parent.parent
 
@@ -85,7 +86,7 @@ def test_a_token_of_ones_own_is_left_in_its_place(home, monkeypatch):
 
 def test_a_cluster_is_found_again_and_ended_whole(home, sleeper, monkeypatch):
     monkeypatch.setattr(local, "LEAVE_S", 0.2)
-    started = remember(home / "ray", sleeper.pid, psutil.Process(sleeper.pid).create_time())
+    started = remember(home / "ray", sleeper.pid, created_after_boot_s(psutil.Process(sleeper.pid)))
     assert local.find() == started and len(started.processes()) == 2
     family = started.processes()
     local.down(started)
@@ -94,7 +95,7 @@ def test_a_cluster_is_found_again_and_ended_whole(home, sleeper, monkeypatch):
 
 
 def test_what_a_dead_cluster_left_is_found_by_its_session(home, sleeper):
-    started = remember(home / "ray", sleeper.pid, psutil.Process(sleeper.pid).create_time())
+    started = remember(home / "ray", sleeper.pid, created_after_boot_s(psutil.Process(sleeper.pid)))
     sleeper.kill()
     sleeper.wait()
     assert local.find() is None
@@ -104,7 +105,7 @@ def test_what_a_dead_cluster_left_is_found_by_its_session(home, sleeper):
 
 
 def test_a_pid_that_is_used_again_is_not_touched(home, sleeper):
-    remember(home / "ray", sleeper.pid, psutil.Process(sleeper.pid).create_time() - 100)
+    remember(home / "ray", sleeper.pid, created_after_boot_s(psutil.Process(sleeper.pid)) - 100)
     assert local.find() is None
     outcome = CliRunner().invoke(command, ["down"])
     assert outcome.exit_code == 0 and "nothing was up" in outcome.output

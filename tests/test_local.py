@@ -99,6 +99,18 @@ def test_only_the_driver_itself_is_stopped(folder, change, reason):
         assert captune("stop", folder).exit_code == 1
 
 
+def test_the_driver_is_known_though_the_clock_was_set(folder, monkeypatch):
+    with lock_of(folder), announced(folder):
+        for name in ("create_time", "boot_time"):  # both are told by a clock that was an hour slow
+            where = psutil.Process if name == "create_time" else psutil
+            before = getattr(where, name)
+            monkeypatch.setattr(where, name, lambda *process, before=before: before(*process) + 3600)
+        ended = []
+        monkeypatch.setattr(psutil.Process, "terminate", lambda process: ended.append(process.pid))
+        find_driver(folder).ask_to_end()
+        assert ended == [os.getpid()]
+
+
 def test_what_a_run_says_is_written_down_run_after_run(tmp_path):
     experiment, said = describe(tmp_path), []
     experiment.folder.mkdir()

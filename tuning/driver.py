@@ -23,6 +23,10 @@ import psutil
 DRIVER = ".driver.json"
 
 
+#: Between two processes of one number lies more.
+SAME_S = 0.1
+
+
 class NotOurs(RuntimeError):
     """The driver cannot be asked from here; the message says where it is."""
 
@@ -34,7 +38,7 @@ class Driver:
     pid: int
     host: str
     created_s: float
-    """When the process began, seconds since 1970, as its system tells."""
+    """When the process began; see `created_after_boot_s`."""
     started_at: str
     """When the run began, UTC."""
 
@@ -48,13 +52,18 @@ class Driver:
             raise NotOurs(f"its driver runs on {self.host}, as process {self.pid}: stop it there")
         try:
             process = psutil.Process(self.pid)
-            if process.create_time() != self.created_s:
+            if abs(created_after_boot_s(process) - self.created_s) > SAME_S:
                 raise psutil.NoSuchProcess(self.pid)
             process.terminate()
         except psutil.NoSuchProcess:
             raise NotOurs("its driver has just ended") from None
         except psutil.AccessDenied:
             raise NotOurs(f"its driver, process {self.pid}, is another user's") from None
+
+
+def created_after_boot_s(process: psutil.Process) -> float:
+    """When a process began, in seconds after its machine did: the same however its clock is set meanwhile."""
+    return process.create_time() - psutil.boot_time()
 
 
 def lock_of(folder: Path) -> filelock.BaseFileLock:
@@ -81,7 +90,7 @@ def announced(folder: Path) -> Iterator[None]:
     me = Driver(
         pid=os.getpid(),
         host=socket.gethostname(),
-        created_s=psutil.Process().create_time(),
+        created_s=created_after_boot_s(psutil.Process()),
         started_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}",
     )
     path = folder / DRIVER

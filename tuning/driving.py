@@ -109,7 +109,7 @@ def carry_out(
             search.replay(*history(experiment, writer.ledger))
         if mirror is not None:
             mirror.start()  # what an interrupted run left is gone before a gang writes
-        with _scratch_folder(folder) as scratch:
+        with _scratch_folder(folder) as scratch, _tune_environment():
             order_for = _order_maker(experiment, settings)
             _drive(experiment, search, budget, plan, keeper, scratch, order_for, interruption, say)
         given_up = search.given_up
@@ -139,7 +139,6 @@ def _drive(
     say: Callable[[str], None],
 ) -> None:
     """Let Ray Tune run the search until it is finished."""
-    os.environ.update(TUNE_ENVIRONMENT)  # Tune reads them when it is imported and when it starts
     from ray import tune
     from ray.tune.error import TuneError
 
@@ -198,6 +197,21 @@ def _drive(
             raise scheduler.error or error from error
         if gangs.none_left:
             raise CannotGoOn("all gangs failed again and again and were closed, whatever trial they had")
+
+
+@contextlib.contextmanager
+def _tune_environment() -> Iterator[None]:
+    """Tune reads these when it is imported and when it starts; whoever called may use it for his own ends."""
+    before = {name: os.environ.get(name) for name in TUNE_ENVIRONMENT}
+    os.environ.update(TUNE_ENVIRONMENT)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _order_maker(experiment: Experiment, settings: TrialSettings) -> Callable[[Run], Order]:

@@ -221,7 +221,7 @@ class Training(Strict):
     @classmethod
     def _gpus(cls, value: object) -> object:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if value == "auto" or (number and (0 <= value <= 1 or value == int(value) > 0)):  # type: ignore
+        if value == "auto" or (number and value >= 0 and (value <= 1 or float(value).is_integer())):  # type: ignore
             return value if value == "auto" else float(value)  # type: ignore[arg-type]
         raise ValueError("must be 'auto', a share of a GPU from 0 to 1, or a whole number")
 

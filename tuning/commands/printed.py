@@ -75,5 +75,6 @@ def print_best(found: Results) -> None:
     if len(schedule := found.schedule(row["trial_id"])) > 1:
         click.echo("\nits weights were trained under")
         Console(markup=False, width=WIDE).print(frame_table(schedule.drop(columns="seed")), soft_wrap=True)
-    for line in in_full(found.fidelity()):
+    pbt = found.experiment.search.algorithm == "pbt"
+    for line in in_full(found.fidelity(), key="search.interval" if pbt else "scheduler.min_epochs"):
         click.echo(line)

@@ -77,8 +77,11 @@ def in_short(table: pd.DataFrame) -> str:
     return ", ".join(parts)
 
 
-def in_full(table: pd.DataFrame) -> list[str]:
-    """What `agreement` found as lines, with an advice where a correlation is surely low; none if nothing."""
+def in_full(table: pd.DataFrame, *, key: str = "scheduler.min_epochs") -> list[str]:
+    """What `agreement` found as lines, with an advice where a correlation is surely low; none if nothing.
+
+    `key`: of the experiment file, which says when trials are first compared.
+    """
     lines, misleading = [], 0
     for row, by in _known(table):
         told = f"trials rank as at the end at {row.correlation:z.2f}{by}"
@@ -86,7 +89,7 @@ def in_full(table: pd.DataFrame) -> list[str]:
         if row.trials >= WARNING_TRIALS and upper_end(row.correlation, row.trials) < LOW:
             misleading = max(misleading, row.epoch)
     if misleading:
-        lines.append(f"early epochs may mislead here: raise scheduler.min_epochs above {misleading}")
+        lines.append(f"early epochs may mislead here: raise {key} above {misleading}")
     return lines
 
 
