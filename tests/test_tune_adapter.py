@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.tune.experiment import Trial
+from ray.tune.utils.object_cache import _ObjectCache
 
 from trainables.order import Moved, Order, Report
 from trainables.patience import StorageFailed
@@ -65,6 +66,24 @@ def answer_of(moved, *, room=False):
     trial = SimpleNamespace(config={"order": order, "gang": "g"})
     scheduler.on_trial_result(None, trial, {"answer": moved})
     return told.calls
+
+
+def test_tune_keeps_an_actor_for_each_gang_that_there_is():
+    """One that idles for a gang that has ended would stay for the rest of the run."""
+    cache, gangs = _ObjectCache(), SimpleNamespace(names={"g-0", "g-1"})
+    controller = SimpleNamespace(_tune_controller=SimpleNamespace(_actor_cache=cache))
+    scheduler = TuneScheduler(None, gangs, make_room=None)
+    for gang in ("g-0", "g-1", "g-0"):
+        seat = f"seat of {gang}"
+        scheduler.on_trial_add(
+            controller, SimpleNamespace(config={"gang": gang}, placement_group_factory=seat)
+        )
+        cache.has_cached_object(seat) or cache.cache_object(seat, gang)
+    assert list(cache.flush_cached_objects()) == [] and cache.num_cached_objects == 2
+    gangs.names = {"g-0", "g-2"}
+    later = SimpleNamespace(config={"gang": "g-2"}, placement_group_factory="seat of g-2")
+    scheduler.on_trial_add(controller, later)
+    assert list(cache.flush_cached_objects()) == ["g-1"]
 
 
 def test_who_waits_for_a_gang_notices_that_the_search_is_over():

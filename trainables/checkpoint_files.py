@@ -12,13 +12,13 @@ import hashlib
 import os
 import shutil
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from trainables.machine_cache import build_once, machine_cache
 from trainables.patience import patiently
+from trainables.scratch import scratch_folder
 from trainables.store import Store, is_url, store_is_away
 from trainables.trial import Metrics
 
@@ -67,7 +67,7 @@ def saved_for_upload(save: Callable[[Path], None], url: str) -> Callable[[], Non
     Raises:
         StorageFailed: by the returned call: the store is away for `PATIENCE_S`, or a copy has no room here.
     """
-    scratch = tempfile.TemporaryDirectory(prefix="captune-")
+    scratch = scratch_folder()
     folder, packed = Path(scratch.name, "checkpoint"), Path(scratch.name, "packed")
     try:
         folder.mkdir()
@@ -114,7 +114,7 @@ def checkpoint_at(place: str) -> Iterator[Path]:
     if not is_url(place):
         yield Path(place)
         return
-    with tempfile.TemporaryDirectory(prefix="captune-") as scratch:
+    with scratch_folder() as scratch:
         folder = Path(scratch, "checkpoint")
         store, name = _file_of(place)
         download_checkpoint(store, name.removesuffix(SUFFIX), folder)
@@ -149,7 +149,7 @@ def _fetched(url: str) -> Path:
 
 def download_checkpoint(store: Store, name: str, folder: Path) -> None:
     """Make `folder`, which is not there, the checkpoint `name`; raises as `checkpoint_at` does."""
-    with tempfile.TemporaryDirectory(prefix="captune-") as scratch:
+    with scratch_folder() as scratch:
         packed = Path(scratch, "packed")
         patiently(lambda: store.download(name + SUFFIX, packed), patience_s=PATIENCE_S, away=store_is_away)
         with tarfile.open(packed) as tar:

@@ -43,6 +43,7 @@ from trainables.order import Failure, Moved, Order, Report, checkpoint_place, ou
 from trainables.patience import StorageFailed, patiently
 from trainables.peak_memory import peak_memory_mb, reset_peak_memory
 from trainables.places import missing_data
+from trainables.scratch import sweep
 from trainables.seeding import seed_everything
 from trainables.store import is_url
 from trainables.trial import (
@@ -86,6 +87,7 @@ def serve(setup: Mapping[str, Any]) -> None:
     torch.set_num_threads(setup["cpus"])
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("trainables").setLevel(logging.INFO)  # who prepares data on this node, who waits for it
+    sweep()  # what a worker before this one may have left
     gang = Gang(owner=setup["owner"], cpus=setup["cpus"])
     me = ray.get_runtime_context()
     ray.get(gang.owner.join.remote(gang.rank, me.current_actor, me.get_node_id()))

@@ -6,7 +6,6 @@ exported and measured again at the end. Interrupted, it goes on with the next va
 
 from __future__ import annotations
 
-import tempfile
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from pathlib import Path
 from trainables.checkpoint_files import checkpoint_at
 from trainables.figures import figures
 from trainables.patience import StorageFailed
+from trainables.scratch import scratch_folder
 from trainables.store import is_url, under
 from trainables.trial import Metrics, resolve_trainable
 from tuning.children import FOLDER
@@ -79,7 +79,7 @@ def ship_and_measure(trainable: str, checkpoint: str, folder: Path | None) -> Me
         What the trainable measures there.
     """
     if folder is None:
-        with tempfile.TemporaryDirectory(prefix="captune-") as scratch:
+        with scratch_folder() as scratch:
             return ship_and_measure(trainable, checkpoint, Path(scratch, "exported"))
     measure = getattr(resolve_trainable(trainable), "measure", None)
     with checkpoint_at(checkpoint) as saved:

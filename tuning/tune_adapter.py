@@ -90,14 +90,22 @@ class TuneScheduler(_Unsaved, FIFOScheduler):
     def __init__(self, search: Search, gangs: Gangs, make_room: Callable[[], bool]):
         super().__init__()
         self._search, self._gangs, self._make_room = search, gangs, make_room
-        self._seats: set[Any] = set()
+        self._seats: dict[str, Any] = {}  # what Tune tells a gang's actor by
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Have Tune keep the gang's actor between trials, which it does by itself for one actor in all."""
-        seat = trial.placement_group_factory
-        if seat not in self._seats:
-            self._seats.add(seat)
-            tune_controller._tune_controller._actor_cache.increase_max(seat)  # no setting reaches it
+        """Have Tune keep the gang's actor between trials, which it does by itself for one actor in all.
+
+        Those of gangs that have ended are let go.
+        """
+        kept, gang = (
+            tune_controller._tune_controller._actor_cache,
+            trial.config["gang"],
+        )  # no setting reaches it
+        if gang not in self._seats:
+            self._seats[gang] = trial.placement_group_factory
+            kept.increase_max(self._seats[gang])
+        for gone in self._seats.keys() - self._gangs.names:
+            kept.decrease_max(self._seats.pop(gone))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Continue or stop; the gang of a trial that leaves it is free at once.

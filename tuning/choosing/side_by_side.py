@@ -6,7 +6,6 @@ method `compare`).
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from trainables.scratch import scratch_folder
 from trainables.trial import resolve_trainable
 from tuning.choosing.shipping import checkpoint_of, named, ship
 from tuning.tables.query import QueryError
@@ -42,7 +42,7 @@ def compare(found: Results, a: str, b: str, *, progress: bool = False) -> dict[s
             "it has no class method `compare`"
         )
     checkpoints = [checkpoint_of(found, named(found, each)) for each in (a, b)]
-    with tempfile.TemporaryDirectory(prefix="captune-") as scratch:
+    with scratch_folder() as scratch:
         exported = [Path(scratch) / side for side in ("a", "b")]
         for checkpoint, folder in zip(checkpoints, exported, strict=True):
             ship(name, checkpoint, folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 import ray
@@ -98,6 +98,11 @@ class Gangs:
     def none_left(self) -> bool:
         """Whether all gangs were closed."""
         return self._roster.none_left
+
+    @property
+    def names(self) -> Set[str]:
+        """Those that there are; whoever is ending is none of them any more."""
+        return self._owners.keys()
 
     def lend(self, run_id: str, trial_id: str) -> str:
         """Give a free gang to `run_id`, of `trial_id`: the name of its owner's actor."""
