@@ -50,7 +50,7 @@ class LocalCluster:
 
     pid: int
     """Of `ray start`, which leads the session of all its processes."""
-    created: float
+    since_boot_s: float
     """When that process was created, see `created_after_boot_s`."""
     gcs_address: str
     """What `RAY_ADDRESS` must be to join it: `127.0.0.1:PORT`."""
@@ -72,7 +72,7 @@ class LocalCluster:
     def _pid_is_used_again(self) -> bool:
         """Then nothing of the cluster lives: a session keeps its number to itself."""
         since = _lives_since(self.pid)
-        return since is not None and abs(since - self.created) > SAME_S
+        return since is not None and abs(since - self.since_boot_s) > SAME_S
 
 
 def state_file() -> Path:
@@ -138,7 +138,7 @@ def up(*, port: int, cpus: int | None = None, gpus: int | None = None) -> LocalC
         )
     cluster = LocalCluster(
         pid=leader.pid,
-        created=created_after_boot_s(psutil.Process(leader.pid)),
+        since_boot_s=created_after_boot_s(psutil.Process(leader.pid)),
         gcs_address="",
         dashboard=f"http://{LOOPBACK}:{port}",
         folder=str(folder),

@@ -154,9 +154,11 @@ class Int:
     def examples(self) -> list[Scalar]:
         """The extremes, and the second: what a trainable should be asked whether it accepts.
 
-        What divides the first two divides all of them.
+        What divides the first two divides all of them. Where there is a condition only the extremes: perhaps
+        it is there so that the others never meet what refuses them.
         """
-        return list(dict.fromkeys([self.low, min(self.low + self.step, self.top), self.top]))
+        second = self.low if self.when else min(self.low + self.step, self.top)
+        return list(dict.fromkeys([self.low, second, self.top]))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from trainables.captioning.data.shapes import draw, scene
 from trainables.captioning.evaluate import caption_quality, held_out_loss
 from trainables.captioning.model.encoders import EfficientNetLite0
 from trainables.captioning.trial import Captioning
+from trainables.patience import StorageFailed
 from trainables.trial import LeftEarly, SettingsError, TrialContext, resolve_trainable
 
 pytestmark = pytest.mark.timeout(30)  # the first optimizer of a process makes torch import half of itself
@@ -278,7 +279,7 @@ def test_what_cannot_be_made_of_a_parent_is_named(data, parent, tmp_path):
 
 
 def test_a_parent_of_other_data_is_refused(data, parent):
-    with pytest.raises(SettingsError, match="other data"):
+    with pytest.raises(StorageFailed, match="other data"):
         trial({**data, "image_size": 32}, **{"compression.parent": str(parent[0])})
 
 
@@ -288,9 +289,9 @@ def test_captions_that_changed_since_are_refused(data, tmp_path):
     trained = trial(before)
     trained.save(tmp_path)
     assert trial(now).data.tokenizer.vocabulary_size == trained.data.tokenizer.vocabulary_size == 24
-    with pytest.raises(SettingsError, match="captions have changed"):
+    with pytest.raises(StorageFailed, match="captions have changed"):
         trial(now, **{"compression.parent": str(tmp_path), "compression.method": "int8"})
-    with pytest.raises(SettingsError, match="captions have changed"):
+    with pytest.raises(StorageFailed, match="captions have changed"):
         trial(now).load(tmp_path)
 
 

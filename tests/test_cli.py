@@ -23,7 +23,7 @@ from tuning.runner import CannotGoOn, ExportFailed, GivenUp
 from tuning.tables.query import QueryError, where
 from tuning.tables.results import load
 from tuning.tables.results_writer import ResultsWriter
-from tuning.tables.storage import write_description, write_end
+from tuning.tables.storage import write_description, write_end, write_exported
 from tuning.tables.summaries import experiment_state
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -403,7 +403,7 @@ def test_best_tells_configuration_figures_and_place(captune, birds, tmp_path):
         assert part in output
     (birds.folder / "best").mkdir()
     assert "birds/checkpoints/00001/0002" in said(captune("best", "birds"), 0), "of an earlier run, perhaps"
-    write_end(birds.folder, finished=True)
+    write_exported(birds.folder)
     assert "captune-results/birds/best" in said(captune("best", str(birds.folder)), 0)
     record(Experiment.from_dict(SPEC | {"name": "sad"}), trial(0, 0.1, [], "failed"))
     assert "no trial of 'sad' has a cider" in said(captune("best", "sad"), 1)
@@ -451,7 +451,7 @@ def test_caption(captune, birds, tmp_path, monkeypatch):
     assert "best does not exist" in said(captune("caption", "birds", "sea.jpg"), 1)
     (birds.folder / "best").mkdir()
     assert "earlier run" in said(captune("caption", "birds", "sea.jpg"), 0)
-    write_end(birds.folder, finished=True)
+    write_exported(birds.folder)
     assert said(captune("caption", "birds", "sea.jpg", "mountain.jpg"), 0).splitlines() == [
         "sea.jpg       a picture called sea",
         "mountain.jpg  a picture called mountain",

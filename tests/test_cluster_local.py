@@ -47,7 +47,7 @@ def remember(folder, pid, created):
     folder.mkdir()
     cluster = local.LocalCluster(
         pid=pid,
-        created=created,
+        since_boot_s=created,
         gcs_address="127.0.0.1:1",
         dashboard="http://127.0.0.1:1",
         folder=str(folder),

@@ -1,6 +1,7 @@
 """The progress display: plain lines in a file, a panel in a terminal, an honest estimate of the time left."""
 
 import io
+import os
 from datetime import UTC, datetime
 
 import pytest
@@ -67,10 +68,13 @@ def plain(spec, clock):
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_no_run_ends_because_its_display_cannot_be_written(tmp_path, clock, terminal):
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), BrokenPipeError()])
+def test_no_run_ends_because_its_display_cannot_be_written(tmp_path, clock, monkeypatch, error, terminal):
+    monkeypatch.setattr(os, "dup2", lambda *_: None)  # rich redirects the process's own output then
+
     class Gone(io.StringIO):
         def write(self, text):
-            raise OSError(5, "Input/output error")
+            raise error
 
     console = Console(file=Gone(), force_terminal=terminal)
     progress = Progress(experiment(tmp_path), console=console, clock=clock)

@@ -36,7 +36,9 @@ def waiting(tmp_path, monkeypatch):
 
 def test_what_a_killed_process_left_is_swept_and_nothing_else(waiting, tmp_path):
     process, left = waiting
-    others = [tmp_path / "captune-elsewhere-1-x", tmp_path / "captune-ray-y", tmp_path / "mine"]
+    # Of a machine whose name begins like this one's, of another, of Ray, of somebody.
+    longer = left.name.replace(f"-{process.pid}-", f"-0-{process.pid}-")
+    others = [tmp_path / name for name in (longer, "captune-elsewhere-1-1-x", "captune-ray-y", "mine")]
     for folder in others:
         folder.mkdir()
     with scratch_folder() as own:

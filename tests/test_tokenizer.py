@@ -84,6 +84,7 @@ def test_of_equally_rare_characters_the_same_are_kept():
     settings = {"kind": "bpe", "vocabulary_size": 64, "min_frequency": 1}
     first, *others = [CaptionTokenizer.train(captions, **settings) for _ in range(4)]
     assert all(other == first for other in others)
+    assert not any(UNK in ids for ids in first.encode([captions[0][:1]], 9)), "a caption begins like a word"
     assert first != CaptionTokenizer.train(captions[::-1] + ["\u9999" * 3], **settings)
 
 

@@ -25,7 +25,10 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
 
 
 class StorageFailed(RuntimeError):
-    """Storage was full, or away for too long. `full` tells which."""
+    """Storage was full, or away for too long, or has not what it had. `full` tells the first from the others.
+
+    No fault of any trial's: the run ends, and goes on when that is mended.
+    """
 
     def __init__(self, reason: str, full: bool):
         super().__init__(reason, full)  # both in args: survives pickling between processes

@@ -7,6 +7,7 @@ machine and process: a temporary folder may be shared by containers, which canno
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -22,11 +23,15 @@ def scratch_folder() -> tempfile.TemporaryDirectory[str]:
 
 def sweep() -> None:
     """Remove those of processes of this machine that are no more."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_prefix()}*"):
-        pid = folder.name.removeprefix(_prefix()).partition("-")[0]
-        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+    for folder in Path(tempfile.gettempdir()).glob("captune-*"):
+        found = re.fullmatch(re.escape(_prefix()) + r"(\d+)-[^-]+", folder.name)
+        if found and not psutil.pid_exists(int(found[1])):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _prefix() -> str:
-    return f"captune-{socket.gethostname()}-"
+    try:
+        processes = os.stat("/proc/self/ns/pid").st_ino  # whose numbers one sees
+    except OSError:
+        processes = 0
+    return f"captune-{socket.gethostname()}-{processes}-"

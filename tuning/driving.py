@@ -114,7 +114,7 @@ def carry_out(
             _drive(experiment, search, budget, plan, keeper, scratch, order_for, interruption, say)
         given_up = search.given_up
         search.close()
-        write_end(folder, finished=not (given_up or budget.out_of_time))
+        write_end(folder, finished=not given_up and _spent_for_good(experiment, budget))
     return given_up
 
 
@@ -197,6 +197,11 @@ def _drive(
             raise scheduler.error or error from error
         if gangs.none_left:
             raise CannotGoOn("all gangs failed again and again and were closed, whatever trial they had")
+
+
+def _spent_for_good(experiment: Experiment, budget: BudgetGuard) -> bool:
+    """Whether another run would have nothing to do; where there is a limit of time, it would have it anew."""
+    return experiment.budget.time is None or not (budget.may_start or budget.out_of_time)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ is asked before anything starts.
 
 from __future__ import annotations
 
+import os
 import re
 import typing
 from collections.abc import Mapping, Sequence
@@ -283,7 +284,7 @@ class Experiment(Strict):
         if is_url(storage := local(storage)):
             refuse_url(storage)
             return storage
-        return str(Path(storage).expanduser())
+        return os.path.expanduser(storage)
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 #: Running trials that the panel has room for.
 SHOWN = 8
+#: What writing to a terminal or a pipe that is gone raises; the latter is rich's answer to a closed pipe.
+UNSEEN = (OSError, SystemExit)
 #: Seconds between two drawings of the panel.
 REDRAW_S = 0.25
 
@@ -109,12 +111,14 @@ class Progress:
                 self._show(self._summary_line())
         elif now - self._last_drawn >= REDRAW_S:
             self._last_drawn = now
-            with contextlib.suppress(OSError):
+            try:
                 if self._live is None:
                     # Drawn by `tick` alone: a thread of rich's own would read rows while they change.
                     self._live = Live(console=self._console, auto_refresh=False, transient=True)
                     self._live.start()
                 self._live.update(self.panel(), refresh=True)
+            except UNSEEN:
+                self._closed = True  # half drawn, it cannot be taken up again
 
     def close(self) -> None:
         """Take the panel away and leave one line of summary."""
@@ -122,7 +126,7 @@ class Progress:
             return
         self._closed = True
         if self._live is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(*UNSEEN):
                 self._live.stop()
         if self._start is not None:
             self._show(self._summary_line())
@@ -274,7 +278,7 @@ class Progress:
         return line.append(f"; about {about(left)} left" if left is not None else "")
 
     def _show(self, line: Text) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*UNSEEN):
             if self._terminal:
                 self._console.print(line, highlight=False, no_wrap=True, overflow="ellipsis")
             else:  # in a file every event stays on one line, however long: people grep it

@@ -40,6 +40,10 @@ def refuse_changes(experiment: Experiment, folder: Path) -> None:
         for key in dict.fromkeys([*before, *now])
         if before.get(key) != now.get(key) and (key in MUST_STAY or key.split(".")[0] not in MAY_CHANGE)
     ]
+    if problems and now["compression.search"] != before.get("compression.search") == "joint":
+        rule = "compression.search: trials were not all trained whole in the search that these results are of"
+        remedy = f"`captune compress {experiment.name}` compresses the best of those that were"
+        problems = [f"{rule}; {remedy}, once it is done"]
     if problems:
         raise ExperimentError(problems)
 

@@ -31,7 +31,8 @@ def check_experiment(
     Args:
         data: the experiment's `data` section.
         settings: fixed settings by dotted name.
-        searched: by dotted name some values that a trial may get, all of a choice, the ends of a range.
+        searched: by dotted name some values that a trial may get, all of a choice, the ends of a range and
+            the second of whole numbers.
 
     Raises:
         SettingsError: with the path in the experiment file, the value, the rule, the nearest valid choice.

@@ -10,6 +10,7 @@ from trainables.captioning import check, checkpoint
 from trainables.captioning.compress import METHODS, find_strength
 from trainables.captioning.data.cache import CaptionData
 from trainables.captioning.settings import Compression, Settings
+from trainables.patience import StorageFailed
 from trainables.trial import SettingsError
 
 OTHER_CAPTIONS = (
@@ -64,7 +65,8 @@ def inherited(parent: Path, compression: Compression, data: CaptionData | None =
     business.
 
     Raises:
-        SettingsError: no checkpoint, one that is compressed, or of other data than `data`.
+        SettingsError: no checkpoint, or one that is compressed.
+        StorageFailed: it is of other data than `data`: no fault of the child's, but the run cannot go on.
     """
     where = ("model", "compression", "parent")
     try:
@@ -76,9 +78,10 @@ def inherited(parent: Path, compression: Compression, data: CaptionData | None =
         raise SettingsError(where, f"{parent} is compressed ({method}); name one that is whole")
     told = state.vocabulary_size, state.image_size
     if data is not None and told != (data.tokenizer.vocabulary_size, data.images.shape[1]):
-        raise SettingsError(where, f"{parent} was trained on other data: vocabulary or image size differ")
+        reason = f"{parent} was trained on other data: vocabulary or image size differ"
+        raise StorageFailed(reason, full=False)
     if data is not None and checkpoint.load_tokenizer(parent) != data.tokenizer:
-        raise SettingsError(where, f"{parent}: {OTHER_CAPTIONS}")
+        raise StorageFailed(f"{parent}: {OTHER_CAPTIONS}", full=False)
     named = Path(*parent.parts[-3:])
     if compression.parent is not None:
         compression = compression.model_copy(update={"parent": named})

@@ -41,8 +41,9 @@ from trainables.captioning.settings import DataSettings, Settings
 from trainables.captioning.shrinking import Shrinking
 from trainables.captioning.side_by_side import side_by_side
 from trainables.captioning.train import Trainer
+from trainables.patience import StorageFailed
 from trainables.processor import processor
-from trainables.trial import Metrics, SettingsError, Tables, TrialContext
+from trainables.trial import Metrics, Tables, TrialContext
 
 _SIZE = ("size_mb", "compression_ratio")
 _EVALUATION_BATCH = 64
@@ -233,11 +234,11 @@ class Captioning:
         """Go on from a checkpoint of a trial with the same data and settings, the `mutable` ones aside.
 
         Raises:
-            SettingsError: the captions have changed since.
+            StorageFailed: the captions have changed since: no fault of the trial's, but the run cannot go on.
         """
         state = checkpoint.load_state(folder)
         if checkpoint.load_tokenizer(folder) != self.data.tokenizer:
-            raise SettingsError(("data",), children.OTHER_CAPTIONS)
+            raise StorageFailed(children.OTHER_CAPTIONS, full=False)
         captioner = checkpoint.load_captioner(folder, self.settings).to(self.device)
         self.compressed = state.strength is not None
         self.trainer.replace(hold(captioner) if self.compressed else captioner)

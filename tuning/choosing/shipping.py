@@ -126,7 +126,7 @@ def checkpoint_of(found: Results, row: pd.Series) -> Path:
 def ship(trainable: str, checkpoint: Path, folder: Path) -> None:
     """Put what ships of `checkpoint` into `folder`, whole or not at all; replaces what is there.
 
-    An empty folder that is there is filled: it may be a mount, or where somebody stands.
+    An empty folder that is there is filled, file by file: it may be a mount, or where somebody stands.
 
     Args:
         trainable: as in the experiment file; one without `export` ships its checkpoint as it is.
@@ -140,13 +140,15 @@ def ship(trainable: str, checkpoint: Path, folder: Path) -> None:
     export = getattr(resolve_trainable(trainable), "export", shutil.copytree)
     folder = folder.resolve()  # `.` has no name, and what lies behind a link is meant
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".captune-") as scratch:
+        empty = folder.is_dir() and not any(folder.iterdir())
+        beside = folder if empty else folder.parent
+        beside.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=beside, prefix=".captune-") as scratch:
             aside = Path(scratch) / folder.name
             export(checkpoint, aside)
-            if folder.is_dir() and not any(folder.iterdir()):
+            if empty:
                 for path in aside.iterdir():
-                    shutil.move(path, folder)
+                    path.rename(folder / path.name)
                 return
             if folder.is_dir():
                 shutil.rmtree(folder)

@@ -9,6 +9,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Sequence
+from os.path import expanduser  # Path's own raises where there is no such user
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,9 +47,9 @@ def find_folder(name_or_folder: str | Path, storage: str | Path = "captune-resul
     name, place = local(str(name_or_folder)), local(str(storage))
     if is_url(name):
         place, name = split_url(_usable(name))
-    found = [fetch_for_reading(_usable(place), name) if is_url(place) else Path(place).expanduser() / name]
+    found = [fetch_for_reading(_usable(place), name) if is_url(place) else Path(expanduser(place), name)]
     if not is_url(str(name_or_folder)):
-        found.append(Path(name).expanduser().resolve())  # `.` has no name of its own
+        found.append(Path(expanduser(name)).resolve())  # `.` has no name of its own
     for folder in found:
         if folder is not None and (folder / "experiment.yaml").is_file():
             return folder
@@ -61,7 +62,7 @@ def list_experiments(storage: str | Path = "captune-results") -> list[str]:
     if is_url(place := local(str(storage))):
         store = Store(_usable(place))
         return [name for name in store.folders() if store.has(f"{name}/experiment.yaml")]
-    return sorted(found.parent.name for found in Path(place).expanduser().glob("*/experiment.yaml"))
+    return sorted(found.parent.name for found in Path(expanduser(place)).glob("*/experiment.yaml"))
 
 
 def _usable(url: str) -> str:
@@ -99,7 +100,7 @@ def write_description(experiment: Experiment, *, command: Sequence[str]) -> None
     """Write `experiment.yaml` (resolved) and `environment.json`, where the run starts or is resumed.
 
     The first start stays at the top level of `environment.json`; each later one is added to `resumed`. What
-    `write_end` noted goes: the run has not ended any more.
+    `write_end` and `write_exported` noted goes: the run has not ended any more.
     """
     folder = experiment.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +111,8 @@ def write_description(experiment: Experiment, *, command: Sequence[str]) -> None
     try:
         record = json.loads(path.read_text())
         record.setdefault("resumed", []).append(now)
-        record.pop("ended", None)
+        for note in ("ended", "exported"):
+            record.pop(note, None)
     except (OSError, ValueError):
         record = now
     _replace(path, lambda file: file.write(json.dumps(record, indent=2).encode()))
@@ -127,11 +129,18 @@ def write_end(folder: Path, *, finished: bool) -> None:
     _replace(path, lambda file: file.write(json.dumps(record, indent=2).encode()))
 
 
-def has_ended(folder: Path) -> bool:
-    """Whether the last run came to its end, so that what it shipped is of its best trial."""
+def write_exported(folder: Path) -> None:
+    """Note that `best/` is what the last run's best trial ships."""
+    path = folder / "environment.json"
+    record = json.loads(path.read_text()) | {"exported": True}
+    _replace(path, lambda file: file.write(json.dumps(record, indent=2).encode()))
+
+
+def has_exported(folder: Path) -> bool:
+    """Whether the last run noted that; an earlier one's model may be another's."""
     try:
-        return "ended" in json.loads((folder / "environment.json").read_text())
-    except (OSError, ValueError, TypeError):
+        return bool(json.loads((folder / "environment.json").read_text())["exported"])
+    except (OSError, ValueError, LookupError, TypeError):
         return False
 
 

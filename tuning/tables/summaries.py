@@ -112,7 +112,9 @@ def _uncompressed(found: Results) -> bool:
     if found.experiment.compression.search != "children":
         return False
     if found.variants.empty:
-        return True
+        from tuning.children import parents
+
+        return bool(parents(found))
     able = ~found.variants["state"].isin(WENT_WRONG)
     return bool((able & found.variants["measured_at"].isna()).any())
 

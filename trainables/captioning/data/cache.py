@@ -34,6 +34,7 @@ from trainables.trial import SettingsError
 
 #: Raise when the same files would be prepared differently.
 VERSION = 1
+BPE_VERSION = 2  # likewise, of captions in pieces alone
 _CHUNK = 256  # images in flight between the decoding threads and the disk
 
 
@@ -110,6 +111,7 @@ def prepare(data: DataSettings, *, progress: bool = False, cores: int | None = N
     _check(data, good, bad)
 
     text_settings = [data.tokenizer, data.vocabulary_size, data.min_frequency, data.max_caption_tokens]
+    text_settings += [BPE_VERSION] if data.tokenizer == "bpe" else []
     key = _key(image_key, text_settings, *([i.name, i.captions, i.split, i.extra] for i in good))
     texts = folder / f"captions-{key}"
     build_once(texts, lambda aside: _write_captions(aside, good, data))

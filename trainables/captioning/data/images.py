@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from trainables.captioning.data.items import BadImage
+from trainables.patience import AWAY
 
 #: Most pixels that are decoded in full. JPEGs are decoded at 1/2, 1/4 or 1/8 where that is still larger than
 #: needed, so panoramas pass; Pillow itself refuses files that declare over 179 million pixels (a zip bomb).
 MAX_PIXELS = 90_000_000
-#: What opening a file says where there is none.
-_NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
+#: What the system says where the image may well be read another time.
+_PASSING = AWAY | {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,9 @@ class FileSource:
                 file.seek(self.offset)
                 return decode(io.BytesIO(file.read(self.bytes)), size)
         except OSError as error:
-            if error.errno in _NO_FILE:
-                raise BadImage(f"cannot be opened: {error.strerror or error}") from error
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
+            if error.errno in _PASSING:
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
+            raise BadImage(f"cannot be opened: {error.strerror or error}") from error
 
 
 def decode(file: IO[bytes], size: int) -> NDArray[np.uint8]:
@@ -95,7 +96,7 @@ def decode(file: IO[bytes], size: int) -> NDArray[np.uint8]:
     except BadImage:
         raise
     except OSError as error:
-        if error.errno is not None:  # the system's, not Pillow's
+        if error.errno in _PASSING:
             raise
         raise BadImage(str(error) or type(error).__name__) from error
     except Image.DecompressionBombError as error:

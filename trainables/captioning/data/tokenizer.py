@@ -127,5 +127,5 @@ class CaptionTokenizer:
 
 def _alphabet(texts: Iterable[str], most: int) -> list[str]:
     """The most frequent characters, of equally frequent ones the first: the library leaves that to chance."""
-    counts = Counter(character for text in texts for character in text.replace(" ", SPACE))
+    counts = Counter(character for text in texts for character in SPACE + text.replace(" ", SPACE))
     return sorted(counts, key=lambda character: (-counts[character], character))[:most]
