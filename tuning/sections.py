@@ -271,7 +271,7 @@ class Checkpoints(Strict):
     only those of the best trial (several objectives: of the front; `search: children`: of the parents)."""
     max_gb: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Most that all of them may take, 10^9 bytes: beyond it those that are not needed go, the worst trials'
-    first. `null`: no limit."""
+    first. `null`: no limit. Variants (`compression`) keep all of theirs: each is yet to be measured."""
 
     @property
     def max_mb(self) -> float:
