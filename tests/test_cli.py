@@ -23,7 +23,7 @@ from tuning.runner import CannotGoOn, ExportFailed, GivenUp
 from tuning.tables.query import QueryError, where
 from tuning.tables.results import load
 from tuning.tables.results_writer import ResultsWriter
-from tuning.tables.storage import write_description, write_end, write_exported
+from tuning.tables.storage import note, write_description
 from tuning.tables.summaries import experiment_state
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -403,7 +403,7 @@ def test_best_tells_configuration_figures_and_place(captune, birds, tmp_path):
         assert part in output
     (birds.folder / "best").mkdir()
     assert "birds/checkpoints/00001/0002" in said(captune("best", "birds"), 0), "of an earlier run, perhaps"
-    write_exported(birds.folder)
+    note(birds.folder, "exported")
     assert "captune-results/birds/best" in said(captune("best", str(birds.folder)), 0)
     record(Experiment.from_dict(SPEC | {"name": "sad"}), trial(0, 0.1, [], "failed"))
     assert "no trial of 'sad' has a cider" in said(captune("best", "sad"), 1)
@@ -451,7 +451,7 @@ def test_caption(captune, birds, tmp_path, monkeypatch):
     assert "best does not exist" in said(captune("caption", "birds", "sea.jpg"), 1)
     (birds.folder / "best").mkdir()
     assert "earlier run" in said(captune("caption", "birds", "sea.jpg"), 0)
-    write_exported(birds.folder)
+    note(birds.folder, "exported")
     assert said(captune("caption", "birds", "sea.jpg", "mountain.jpg"), 0).splitlines() == [
         "sea.jpg       a picture called sea",
         "mountain.jpg  a picture called mountain",
@@ -518,9 +518,8 @@ def test_a_run_that_noted_so_is_finished(captune, budget):
     """Its trials wait as in any other run, and up to one training is left of the budget."""
     spec = Experiment.from_dict(SPEC | {"name": "flat", "budget": budget})
     found = record(spec, [*trial(0, 0.1, [0.9]), *paused(1, WAITS), *paused(2, "kept for the best")])
-    write_end(found.folder, finished=False)
     assert experiment_state(found) == "unfinished"
-    write_end(found.folder, finished=True)
+    note(found.folder, "finished")
     assert experiment_state(found) == "finished"
     write_description(spec, command=["captune"])  # resumed, and killed
     assert experiment_state(found) == "unfinished"

@@ -33,7 +33,7 @@ from tuning.tables.checkpoints import CheckpointFolders, CheckpointKeeper
 from tuning.tables.lineage import trial_seed
 from tuning.tables.mirror import Mirror
 from tuning.tables.results_writer import ResultsWriter
-from tuning.tables.storage import write_end
+from tuning.tables.storage import note
 
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our tables replace them; they dominate Tune's loop
@@ -114,7 +114,8 @@ def carry_out(
             _drive(experiment, search, budget, plan, keeper, scratch, order_for, interruption, say)
         given_up = search.given_up
         search.close()
-        write_end(folder, finished=not given_up and _spent_for_good(experiment, budget))
+        if not given_up and _spent_for_good(experiment, budget):
+            note(folder, "finished")
     return given_up
 
 

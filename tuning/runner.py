@@ -36,7 +36,7 @@ from tuning.tables.copies import checkpoint_in
 from tuning.tables.lease import ExperimentBusy
 from tuning.tables.mirror import Mirror, mirrored
 from tuning.tables.results import Results, load
-from tuning.tables.storage import write_description, write_exported
+from tuning.tables.storage import note, write_description
 from tuning.variants import Variants
 
 __all__ = [
@@ -284,7 +284,7 @@ def _export_best(experiment: Experiment, results: Results) -> None:
     try:
         checkpoint = checkpoint_in(results.folder, best["checkpoint"])
         ship(experiment.trainable, checkpoint, results.folder / "best")
-        write_exported(results.folder)
+        note(results.folder, "exported")
     except (CannotShip, OSError) as error:  # after hours of work: nothing of that may get lost
         raise ExportFailed(
             f"the run is done, but its best trial {best['trial_id']} could not be shipped: {error}"

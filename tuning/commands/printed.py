@@ -61,7 +61,7 @@ def print_best(found: Results) -> None:
     from tuning.render import frame_table
     from tuning.tables.copies import BEST_IS_WHOLE
     from tuning.tables.fidelity import in_full
-    from tuning.tables.storage import has_exported
+    from tuning.tables.storage import noted
     from tuning.tables.summaries import best_table
 
     try:
@@ -70,7 +70,7 @@ def print_best(found: Results) -> None:
         raise WorkFailed(str(error)) from error
     Console(markup=False, soft_wrap=True).print(best_table(found, row))
     there = any((found.folder / name).exists() for name in ("best", BEST_IS_WHOLE))
-    exported = there and has_exported(found.folder)  # until then it is an earlier run's
+    exported = there and noted(found.folder, "exported")  # until then it is an earlier run's
     click.echo(f"model  {under(found.place, 'best' if exported else str(row['checkpoint']))}")
     if len(schedule := found.schedule(row["trial_id"])) > 1:
         click.echo("\nits weights were trained under")

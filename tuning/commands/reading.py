@@ -165,7 +165,7 @@ def caption(name: str, images: tuple[str, ...], storage: str) -> None:
     from trainables.trial import resolve_trainable
     from tuning.tables.copies import best_in
     from tuning.tables.results import load
-    from tuning.tables.storage import has_exported
+    from tuning.tables.storage import noted
 
     found = load(name, storage)
     trainable: Any = resolve_trainable(found.experiment.trainable)
@@ -177,7 +177,7 @@ def caption(name: str, images: tuple[str, ...], storage: str) -> None:
             f"{under(found.place, 'best')} does not exist: the run of {found.name!r} has not finished with a "
             "best trial"
         )
-    if not has_exported(found.folder):
+    if not noted(found.folder, "exported"):
         click.echo("by the best trial of an earlier run: this one has not ended", err=True)
     try:
         captions = trainable.caption(folder=folder, images=[Path(image) for image in images])

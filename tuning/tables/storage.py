@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from os.path import expanduser  # Path's own raises where there is no such user
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pandas as pd
 import pyarrow
@@ -25,6 +25,9 @@ from tuning.tables.copies import fetch_for_reading, split_url
 
 if TYPE_CHECKING:
     from tuning.experiment import Experiment
+
+#: What a run notes of itself: a resumed one would have nothing to do; `best/` is what its best trial ships.
+Note = Literal["finished", "exported"]
 
 
 class UnknownExperiment(LookupError):
@@ -100,7 +103,7 @@ def write_description(experiment: Experiment, *, command: Sequence[str]) -> None
     """Write `experiment.yaml` (resolved) and `environment.json`, where the run starts or is resumed.
 
     The first start stays at the top level of `environment.json`; each later one is added to `resumed`. What
-    `write_end` and `write_exported` noted goes: the run has not ended any more.
+    was noted of earlier runs goes.
     """
     folder = experiment.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,44 +114,25 @@ def write_description(experiment: Experiment, *, command: Sequence[str]) -> None
     try:
         record = json.loads(path.read_text())
         record.setdefault("resumed", []).append(now)
-        for note in ("ended", "exported"):
-            record.pop(note, None)
+        for name in get_args(Note):
+            record.pop(name, None)
     except (OSError, ValueError):
         record = now
     _replace(path, lambda file: file.write(json.dumps(record, indent=2).encode()))
 
 
-def write_end(folder: Path, *, finished: bool) -> None:
-    """Note in `environment.json` that a run came to its end.
-
-    Args:
-        finished: a resumed run would have nothing to do.
-    """
+def note(folder: Path, what: Note) -> None:
+    """Add to `environment.json` what became of the run; it is so until the next one begins."""
     path = folder / "environment.json"
-    record = json.loads(path.read_text()) | {"ended": {"finished": finished}}
+    record = json.loads(path.read_text()) | {what: True}
     _replace(path, lambda file: file.write(json.dumps(record, indent=2).encode()))
 
 
-def write_exported(folder: Path) -> None:
-    """Note that `best/` is what the last run's best trial ships."""
-    path = folder / "environment.json"
-    record = json.loads(path.read_text()) | {"exported": True}
-    _replace(path, lambda file: file.write(json.dumps(record, indent=2).encode()))
-
-
-def has_exported(folder: Path) -> bool:
-    """Whether the last run noted that; an earlier one's model may be another's."""
+def noted(folder: Path, what: Note) -> bool:
+    """Whether that was noted; False where nothing can be read."""
     try:
-        return bool(json.loads((folder / "environment.json").read_text())["exported"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
-
-
-def ended_finished(folder: Path) -> bool:
-    """What `write_end` noted; False where no run came to its end, or nothing can be read."""
-    try:
-        return bool(json.loads((folder / "environment.json").read_text())["ended"]["finished"])
-    except (OSError, ValueError, LookupError, TypeError):
+        return json.loads((folder / "environment.json").read_text()).get(what, False)
+    except (OSError, ValueError, AttributeError):
         return False
 
 

@@ -20,7 +20,7 @@ from tuning.tables.comparison import WENT_WRONG
 from tuning.tables.lease import is_driven
 from tuning.tables.results import Results, load
 from tuning.tables.schema import figure_column
-from tuning.tables.storage import ended_finished
+from tuning.tables.storage import noted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,7 +126,7 @@ def _used_up(found: Results) -> bool:
     paused as well, and only its reason tells the two apart.
     """
     budget, trials = found.experiment.budget, found.trials
-    if ended_finished(found.folder):
+    if noted(found.folder, "finished"):
         return True
     spent = BudgetGuard(budget, clock=lambda: 0.0)
     for worker_s in found.epochs["worker_s"].astype(float).fillna(0.0):
