@@ -340,15 +340,20 @@ def test_what_is_left_is_kept_for_the_best_and_its_rivals_wait(tmp_path, recorde
     budget, rungless = {"epochs": 12}, PROMOTING | {"algorithm": "none"}
     search = open_search(tmp_path, recorder, gangs=2, scheduler=rungless, budget=budget)
     best, other = search.next_run(), search.next_run()
-    for epoch in (1, 2, 3):  # the best needs 6 more after this, and 6 are left of the 12
+    for epoch in (1, 2):
         assert search.report(best.trial_id, report(best, epoch, score=0.9)).action == "continue"
-        decision = search.report(other.trial_id, report(other, epoch, score=0.1))
-        if decision.leaves:
-            break
-    assert (decision.action, decision.reason) == ("pause", KEPT_FOR_THE_BEST)
+        assert search.report(other.trial_id, report(other, epoch, score=0.1)).action == "continue"
+    # Six are left beside the one that runs, and if that takes the lead it needs them all.
+    kept = ("pause", KEPT_FOR_THE_BEST)
+    decision = search.report(best.trial_id, report(best, 3, score=0.9))
+    assert (decision.action, decision.reason) == kept
     assert search.next_run() is None and not search.finished
-    run_trial(search, best)
-    assert states(recorder)[best.trial_id] == "completed"
+    decision = search.report(other.trial_id, report(other, 3, score=0.1))
+    assert (decision.action, decision.reason) == kept
+    assert (again := search.next_run()).trial_id == best.trial_id and search.next_run() is None
+    run_trial(search, again)
+    assert states(recorder) == {best.trial_id: "completed", other.trial_id: "paused"}
+    assert len(recorder.of(EpochReported)) == 12 and search.finished
 
 
 @pytest.mark.parametrize("gangs", [1, 3, 8])

@@ -173,6 +173,36 @@ def test_the_epochs_of_every_trial_are_counted_from_one_without_gaps(search):
     assert [epoch.at_s for epoch in epochs] == sorted(epoch.at_s for epoch in epochs)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from([("auto", "auto"), ("random", "asha"), ("random", "none"), ("tpe", "asha_stopping")]),
+    st.integers(9, 70),
+    st.integers(1, 8),
+    st.integers(0, 2**31),
+    st.sampled_from([0.0, 0.3]),
+)
+def test_the_best_trial_is_complete_though_rivals_overtake_each_other(kinds, epochs, gangs, seed, noise):
+    experiment = Experiment.from_dict(
+        {
+            "name": "close",
+            "search_space": {"x": {"float": [0, 1]}},
+            "objectives": [{"metric": "m", "mode": "min"}],
+            "search": {"algorithm": kinds[0], "seed": seed},
+            "scheduler": {"algorithm": kinds[1], "max_epochs": 9},
+            "budget": {"epochs": epochs},
+        }
+    )
+
+    def curves(trial_id, config, epoch):
+        chance = np.random.default_rng([seed, int(trial_id), epoch]).random()
+        return {"m": abs(config["x"] - 0.3) + 1 / epoch + noise * chance, "seconds": 1.0}
+
+    told, done, _ = run(experiment, curves, gangs)
+    best = min(done, key=lambda each: each.metrics["m"])
+    ended = {event.trial_id: event.state for event in told if isinstance(event, TrialEnded)}
+    assert ended[best.trial_id] == "completed" and len(done) < epochs + gangs
+
+
 @DEADLINES
 @given(searches)
 def test_nothing_is_heard_of_a_trial_after_its_end(search):

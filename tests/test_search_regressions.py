@@ -84,7 +84,7 @@ def test_auto_promotes_nobody_who_runs(seed):
 
     described = experiment(
         search={"algorithm": "auto", "seed": seed},
-        budget={"trials": 12 + seed},
+        budget={"epochs": 60 + seed},  # of trials it would not decide
         scheduler={"algorithm": "auto", "min_epochs": 1, "max_epochs": 9, "reduction_factor": 2 + seed % 2},
     )
     assert not runs_twice(described, curves, 8)

@@ -129,7 +129,7 @@ class BudgetGuard:
             left.append(self._until_s(self._limits.time_s) * self.gangs / (self._seconds / self._timed))
         return max(0.0, min(left))
 
-    def has_room_for(self, epochs: int, in_flight: int) -> bool:
+    def has_room_for(self, epochs: int, in_flight: int, *, epoch_s: float = 0.0, leads: bool = False) -> bool:
         """Whether another epoch can be run and one trial still be trained for `epochs` more epochs after it.
 
         On a plateau it cannot.
@@ -137,17 +137,21 @@ class BudgetGuard:
         Args:
             epochs: of one trial, on one gang.
             in_flight: epochs that run now on other gangs, and will be finished.
+            epoch_s: what its epochs take, seconds; the mean of all trials' where that is more.
+            leads: it is the best trial that asks: only what gangs take from each other counts, not time, nor
+                a plateau.
         """
-        if self.why_flat:
-            return False
         left = [math.inf]
         if self._limits.epochs is not None:
             left.append(self._limits.epochs - self.epochs - in_flight)
         if self.worker_s > 0:
-            left.append(self._worker_s_left() / (self.worker_s / self._timed) - in_flight)
-        if self._limits.time_s is not None and self._seconds > 0:
-            left.append(self._until_s(self._limits.time_s) / (self._seconds / self._timed))
-        return min(left) > epochs
+            each = max(self.worker_s / self._timed, epoch_s * self._workers)
+            left.append(self._worker_s_left() / each - in_flight)
+        if not leads:
+            left.append(0.0 if self.why_flat else math.inf)
+            if self._limits.time_s is not None and self._seconds > 0:
+                left.append(self._until_s(self._limits.time_s) / max(self._seconds / self._timed, epoch_s))
+        return min(left) >= epochs + 1
 
     @property
     def out_of_time(self) -> bool:

@@ -27,7 +27,6 @@ class OpenTrials:
 
     Args:
         max_epochs: of a whole training.
-        first_result: epoch after which a trial is evaluated in full for the first time.
         searcher: told how each ended.
         scheduler: told which to promote no more.
         budget: told which left their gangs.
@@ -39,7 +38,6 @@ class OpenTrials:
         self,
         *,
         max_epochs: int,
-        first_result: int,
         searcher: Searcher,
         scheduler: Scheduler,
         budget: BudgetGuard,
@@ -47,7 +45,6 @@ class OpenTrials:
         now: Callable[[], datetime],
     ):
         self._max_epochs = max_epochs
-        self._first_result = first_result
         self._searcher = searcher
         self._scheduler = scheduler
         self._budget = budget
@@ -78,26 +75,30 @@ class OpenTrials:
             return self.incumbent.trial_id
         return max(self._trials, key=lambda name: (self._trials[name].epoch, -int(name)), default=None)
 
-    def has_room(self, epoch: int, but: str = "") -> bool:
+    def has_room(self, epoch: int, but: str = "", *, leads: bool = False) -> bool:
         """Whether a trial with `epoch` epochs may run another, and whoever leads then can still be finished.
 
-        While none has a result, whether somebody can still come to one.
+        While none has a result, whether the farthest can.
 
         Args:
             epoch: those behind it.
             but: that trial, if it has just reported and so is not in the middle of an epoch.
+            leads: it is the leader.
         """
         best = self.incumbent.trial_id
         running = self.running - {but}
         done = [epoch + 1, *(self._trials[each].epoch + 1 for each in running)]
         if best is None:
             farthest = max([*done, *(trial.epoch for trial in self)])
-            needed = self._first_result - farthest if self._trials else 0
+            needed = self._max_epochs - farthest if self._trials else 0
         else:
-            if best in self._trials and best not in running:
+            if best in self._trials and best not in running and not leads:
                 done.append(self._trials[best].epoch)
             needed = self._max_epochs - min(done)
-        return self._budget.has_room_for(max(needed, 0), in_flight=len(running))
+        may_lead = [self._trials[each].epoch_s for each in (*running, best, but) if each in self._trials]
+        return self._budget.has_room_for(
+            max(needed, 0), len(running), epoch_s=max(may_lead, default=0.0), leads=leads
+        )
 
     def open(self, trial_id: str) -> Trial:
         """A trial that the searcher suggested, or that an earlier run began."""

@@ -52,7 +52,8 @@ class Search:
     The best trial is always trained to the end: where nothing else can start, and in time before a limit of
     the budget. Up to the epochs of one trial may be left unspent for that: a trial that might take the lead
     and could not be finished is not gone on with, nor, before there is any result, one that would leave
-    nobody the epochs to the first. With several objectives, the best by the first is meant.
+    nobody the epochs to the end. How long a new trial's epochs take is not known: one that is slower than the
+    others, and better, may be cut off. With several objectives, the best by the first is meant.
 
     Args:
         searcher: where new configurations come from.
@@ -85,7 +86,6 @@ class Search:
         self._now = now
         self._trials = OpenTrials(
             max_epochs=self._max_epochs,
-            first_result=min(experiment.full_epochs()),
             searcher=searcher,
             scheduler=scheduler,
             budget=budget,
@@ -278,10 +278,13 @@ class Search:
     def _unfinished_best(self) -> Trial | None:
         """The best trial, if it neither is over nor runs: from here on it stops at no rung.
 
-        While none has a result, the farthest, until it has one.
+        While none has a result, the farthest, until it has one. Not yet, while others run that may take the
+        lead and then could not be finished.
         """
         trial = self._trials.get(self._trials.leader)
         if trial is None or trial.trial_id in self._trials.running:
+            return None
+        if self._trials.running and not self._trials.has_room(trial.epoch, leads=True):
             return None
         if trial.trial_id in self._trials.waiting:
             self._trials.waiting.remove(trial.trial_id)

@@ -22,10 +22,17 @@ class Trial:
     lost: int = 0
     """How often a driver lost the trial (its actor or its node died)."""
     slowest_epoch_s: float = 0.0
+    seconds: float = 0.0
+    """What its epochs took in all."""
     finite: bool = True
     """Whether its last figures can be compared at all."""
     halvings: int = 0
     """How often its micro batch was halved, for lack of memory."""
+
+    @property
+    def epoch_s(self) -> float:
+        """What an epoch of it takes, seconds; 0.0 before the first."""
+        return self.seconds / max(1, self.epoch - self.parent_epoch)
 
     @property
     def new_fork(self) -> bool:

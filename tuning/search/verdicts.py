@@ -45,6 +45,7 @@ class Verdicts:
         """An epoch was spent, whatever came of it."""
         seconds = metrics.get("seconds", 0.0)
         trial.slowest_epoch_s = max(trial.slowest_epoch_s, seconds)
+        trial.seconds += seconds
         self._budget.count_epoch(metrics.get("worker_s", 0.0), seconds)
 
     def missing_figure(self, report: Report) -> str | None:
@@ -113,5 +114,11 @@ class Verdicts:
         return decision
 
     def _may_go_on(self, trial: Trial) -> bool:
-        """Whether the budget bears another epoch of it, and the best to its end."""
-        return trial.trial_id == self._trials.leader or self._trials.has_room(trial.epoch, but=trial.trial_id)
+        """Whether the budget bears another epoch of it, and the best to its end.
+
+        The best itself waits only for others that run, where these may take the lead and there would not be
+        enough for them.
+        """
+        leads = trial.trial_id == self._trials.leader
+        alone = not self._trials.running - {trial.trial_id}
+        return (leads and alone) or self._trials.has_room(trial.epoch, but=trial.trial_id, leads=leads)
