@@ -44,7 +44,12 @@ def plan_table(experiment: Experiment, plan: GangPlan, nodes: Sequence[NodeResou
         table.add_row("constraint", f"{constraint.metric} {' and '.join(filter(None, bounds))}")
     search = experiment.search
     grid = f" of {count(grid_size(experiment.space), 'configuration')}" if search.algorithm == "grid" else ""
-    auto = ", a model of configuration and epoch" if search.algorithm == "auto" else ""
+    auto = ""
+    if search.algorithm == "auto":
+        auto = ", a model of configuration and epoch"
+        if experiment.scheduler.algorithm == "auto":
+            counted = experiment.budget.trials is not None
+            auto += "; trials are counted, so asha promotes" if counted else " that promotes, too"
     together = f", a population of {search.places()}" if search.algorithm == "pbt" else ""
     table.add_row("search", f"{search.algorithm}{grid}{auto}{together}, seed {search.seed}")
     if search.start:
