@@ -196,6 +196,7 @@ trainable: curves
 model: {seconds_per_epoch: 0.4}
 search_space: {learning_rate: {float: [1e-4, 1e-1], log: true}}
 objectives: [{metric: score, mode: max}]
+search: {algorithm: tpe, startup_trials: 2}
 scheduler: {algorithm: asha, min_epochs: 1, max_epochs: 9, reduction_factor: 2}
 budget: {trials: 5}
 training: {gangs: 1}

@@ -100,14 +100,14 @@ def test_a_failure_takes_its_epoch_and_frees_the_gang():
 
 
 def test_time_is_a_limit_in_virtual_seconds():
-    """At 45 s two epochs run: they are finished and kept, nothing follows."""
+    """At 45 s an epoch runs, longer than could be known: it is finished and kept, nothing follows."""
 
     def curves(trial_id, config, epoch):
-        return {"loss": float(trial_id), "seconds": 10.0 if trial_id == "00000" else 25.0}
+        return {"loss": float(trial_id), "seconds": {"00000": 10.0, "00001": 12.0}.get(trial_id, 30.0)}
 
     limited = experiment(scheduler=NO_RUNGS, budget={"time": 45})
     done = timetable(limited, curves, gangs=2)
-    assert done == [(10, 0, 1), (20, 0, 2), (25, 1, 1), (45, 2, 1), (50, 1, 2)]
+    assert done == [(10, 0, 1), (12, 1, 1), (20, 0, 2), (24, 1, 2), (50, 2, 1)]
 
 
 def test_worker_hours_are_those_of_all_workers_of_a_gang():
@@ -166,26 +166,26 @@ def test_a_nan_at_the_rung_is_a_divergence():
 
 
 @pytest.mark.parametrize("algorithm", ["asha", "asha_stopping"])
-@pytest.mark.timeout(30)
-def test_two_thousand_trials_over_two_hundred_gangs(algorithm):
+@pytest.mark.timeout(90)
+def test_ten_thousand_trials_over_a_thousand_gangs(algorithm):
     def curves(trial_id, config, epoch):
         return {"loss": abs(config["x"] - 0.3) + 1 / epoch, "seconds": 10 + 5 * config["x"]}
 
     scheduler = {"algorithm": algorithm, "min_epochs": 1, "max_epochs": 9, "reduction_factor": 3}
-    described = experiment(scheduler=scheduler, budget={"trials": 2000})
-    epochs = list(simulate(described, curves, gangs=200))
+    described = experiment(scheduler=scheduler, budget={"trials": 10_000})
+    epochs = list(simulate(described, curves, gangs=1000))
     times = [epoch.at_s for epoch in epochs]
     assert times == sorted(times)
     done = {}
     for epoch in epochs:
         done[epoch.trial_id] = max(done.get(epoch.trial_id, 0), epoch.epoch)
     reached = [sum(last >= level for last in done.values()) for level in (1, 2, 4, 9)]
-    assert reached[0] == 2000
+    assert reached[0] == 10_000
     if algorithm == "asha":  # and at most the best trial goes on without a promotion
-        assert 2000 // 3 <= reached[1] <= 2000 // 3 + 1
-        assert 2000 // 9 <= reached[2] <= 2000 // 9 + 1
-        assert reached[3] >= 2000 // 9
+        assert 10_000 // 3 <= reached[1] <= 10_000 // 3 + 1
+        assert 10_000 // 9 <= reached[2] <= 10_000 // 9 + 1
+        assert reached[3] >= 10_000 // 9
     best = min(epochs, key=lambda epoch: epoch.metrics["loss"])
     assert best.epoch == 9 and abs(best.config["x"] - 0.3) < 0.01
     busy = [sum(1 for _ in group) for _, group in groupby(int(time // 20) for time in times)]
-    assert min(busy[1:5]) >= 200  # no gang is idle while trials are left
+    assert min(busy[1:5]) >= 1000  # no gang is idle while trials are left

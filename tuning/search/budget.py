@@ -55,6 +55,8 @@ class BudgetGuard:
         """Epochs counted."""
         self.worker_s = 0.0
         """Seconds of work in them, summed over workers."""
+        self.slowest_epoch_s = 0.0
+        """The longest of their durations."""
         self.without_gain = 0
         """Trials in a row, up to now, that brought nothing better."""
         self.why_flat = ""
@@ -78,6 +80,7 @@ class BudgetGuard:
         self._timed += 1
         self.worker_s += worker_s
         self._seconds += seconds
+        self.slowest_epoch_s = max(self.slowest_epoch_s, seconds)
 
     def count_failure(self) -> None:
         """A trial went wrong in an epoch, now or in an earlier run; what that took is not known.

@@ -85,6 +85,9 @@ class OpenTrials:
             but: that trial, if it has just reported and so is not in the middle of an epoch.
             leads: it is the leader.
         """
+        in_flight, slowest_s = len(self.running), self._budget.slowest_epoch_s
+        if self._budget.has_room_for(self._max_epochs, in_flight, epoch_s=slowest_s, leads=leads):
+            return True  # whoever leads: with a thousand gangs it takes long to look at each
         best = self.incumbent.trial_id
         running = self.running - {but}
         done = [epoch + 1, *(self._trials[each].epoch + 1 for each in running)]
@@ -95,6 +98,8 @@ class OpenTrials:
             if best in self._trials and best not in running and not leads:
                 done.append(self._trials[best].epoch)
             needed = self._max_epochs - min(done)
+        if not self._budget.has_room_for(max(needed, 0), len(running), leads=leads):
+            return False
         may_lead = [self._trials[each].epoch_s for each in (*running, best, but) if each in self._trials]
         return self._budget.has_room_for(
             max(needed, 0), len(running), epoch_s=max(may_lead, default=0.0), leads=leads
