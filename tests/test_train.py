@@ -1,3 +1,4 @@
+import faulthandler
 import math
 from pathlib import Path
 
@@ -106,6 +107,7 @@ GANGS = (2, 3)  # workers
 
 def _worker(rank, cache, results):
     """First a gang of two, then one of three; rank 2 joins the second only."""
+    faulthandler.dump_traceback_later(100)  # it hung twice among some ten runs of all tests: where?
     torch.set_num_threads(1)
     data = shapes(cache)
     for world_size in GANGS:
