@@ -1,5 +1,7 @@
 """A captioner that is compressed and fine-tuned by two workers is that of one."""
 
+import os
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -72,6 +74,7 @@ def _work(rank, folder, points):
         {name: run(trial(folder, point, rank, 2)) for name, point in points.items()}, folder / f"{rank}.pt"
     )
     dist.destroy_process_group()
+    os._exit(0)  # see `_worker` in test_train.py
 
 
 def test_two_workers_compress_and_fine_tune_as_one_does(tmp_path):
