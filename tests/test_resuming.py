@@ -69,6 +69,19 @@ def test_what_makes_figures_incomparable_is_refused_with_both_values(folder, cha
     assert key in place and after in now and before in then
 
 
+def test_children_of_a_search_that_compressed_are_for_compress(tmp_path):
+    """The user changed one key; that a shipped space is another by it is not what he wants to read."""
+    tree = SPEC | {"search_space": "captioning", "storage": str(tmp_path)}
+    joint = Experiment.from_dict(tree)
+    write_description(joint, command=["captune"])
+    (joint.folder / "trials.parquet").touch()
+    children = Experiment.from_dict(tree | {"compression": {"search": "children"}, "search": {"seed": 5}})
+    with pytest.raises(ExperimentError) as refusal:
+        refuse_changes(children, joint.folder)
+    first, second = refusal.value.problems
+    assert f"`captune compress {joint.name}`" in first and second.startswith("search.seed: is 5")
+
+
 def test_nothing_is_asked_before_there_are_results(folder):
     (folder / "trials.parquet").unlink()
     refuse_changes(Experiment.from_dict(SPEC | {"model": {}}), folder)

@@ -21,8 +21,6 @@ import psutil
 
 #: Like all that begins with a dot it is never sent to a URL.
 DRIVER = ".driver.json"
-
-
 #: Between two processes of one number lies more.
 SAME_S = 0.1
 

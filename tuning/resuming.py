@@ -17,6 +17,8 @@ from tuning.tables.storage import UnreadableResults
 MAY_CHANGE = frozenset({"budget", "checkpoints", "compression", "storage", "training"})
 #: The exception within these sections: its figures differ.
 MUST_STAY = frozenset({"training.precision"})
+#: What is searched only where trials may be compressed within the search.
+COMPRESSED = "search_space.compression."
 
 
 def refuse_changes(experiment: Experiment, folder: Path) -> None:
@@ -34,16 +36,22 @@ def refuse_changes(experiment: Experiment, folder: Path) -> None:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UnreadableResults(f"{path} cannot be read, so nothing tells what to resume: {error}") from error
     now = dict(_leaves(yaml.safe_load(yaml.safe_dump(experiment.to_dict()))))
-    problems = [
-        f"{key}: is {_text(now, key)}, but the results in {folder} are of {_text(before, key)}; "
-        "put it back, or give the experiment another name"
+    changed = [
+        key
         for key in dict.fromkeys([*before, *now])
         if before.get(key) != now.get(key) and (key in MUST_STAY or key.split(".")[0] not in MAY_CHANGE)
     ]
-    if problems and now["compression.search"] != before.get("compression.search") == "joint":
-        rule = "compression.search: trials were not all trained whole in the search that these results are of"
+    problems = []
+    if now["compression.search"] == "children" and any(key.startswith(COMPRESSED) for key in changed):
+        changed = [key for key in changed if not key.startswith(COMPRESSED)]
+        rule = "compression.search: the trials of these results were not all to be trained whole"
         remedy = f"`captune compress {experiment.name}` compresses the best of those that were"
-        problems = [f"{rule}; {remedy}, once it is done"]
+        problems.append(f"{rule}; {remedy}, once their run is done")
+    problems += [
+        f"{key}: is {_text(now, key)}, but the results in {folder} are of {_text(before, key)}; "
+        "put it back, or give the experiment another name"
+        for key in changed
+    ]
     if problems:
         raise ExperimentError(problems)
 

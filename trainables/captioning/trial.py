@@ -120,9 +120,11 @@ class Captioning:
         self.data = self.lessons = _open_data(data_settings, context.cpus)
         self.parent = self.settings.compression.parent
         if self.parent is not None:
-            own = {name: config[name] for name in ("micro_batch_size",) if name in config}  # less memory
-            inherited = children.inherited(self.parent, self.settings.compression, self.data)
-            self.settings = inherited.model_copy(update=own)
+            asked = self.settings
+            self.settings = children.inherited(self.parent, asked.compression, self.data)
+            if asked.micro_batch_size is not None:  # for lack of memory
+                smaller = {"micro_batch_size": asked.micro_batch_size}
+                self.settings = self.settings.model_copy(update=smaller)
         self.features: Features = None
         if check.caches_features(self.settings):
             self.features = _open_features(data_settings, self.settings.encoder, context.cpus, self.device)

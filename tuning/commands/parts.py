@@ -5,6 +5,7 @@ Only click is imported at the top, as in `tuning/cli.py`.
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,8 +52,6 @@ format_option = click.option(
 
 def write_frame(frame: pd.DataFrame, form: str, output: Path | None = None) -> None:
     """A table as `csv`, `json` or `parquet`, into a file or, but for parquet, onto the screen."""
-    import json
-
     if form == "parquet":
         assert output is not None
         frame.to_parquet(output, index=False)

@@ -178,7 +178,7 @@ def caption(name: str, images: tuple[str, ...], storage: str) -> None:
             "best trial"
         )
     if not noted(found.folder, "exported"):
-        click.echo("by the best trial of an earlier run: this one has not ended", err=True)
+        click.echo("by what an earlier run shipped: the last one has not yet", err=True)
     try:
         captions = trainable.caption(folder=folder, images=[Path(image) for image in images])
     except (ValueError, OSError) as error:  # an image that cannot be read

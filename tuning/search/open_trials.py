@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from functools import partial
 
 from tuning.events import Event, Listener, TrialEnded, TrialStarted, TrialState
 from tuning.search.budget import BudgetGuard
@@ -75,35 +76,34 @@ class OpenTrials:
             return self.incumbent.trial_id
         return max(self._trials, key=lambda name: (self._trials[name].epoch, -int(name)), default=None)
 
-    def has_room(self, epoch: int, but: str = "", *, leads: bool = False) -> bool:
-        """Whether a trial with `epoch` epochs may run another, and whoever leads then can still be finished.
+    def has_room(self, trial: Trial | None = None) -> bool:
+        """Whether `trial`, or a new one, may run another epoch, and whoever leads then can still be finished.
 
-        While none has a result, whether the farthest can.
-
-        Args:
-            epoch: those behind it.
-            but: that trial, if it has just reported and so is not in the middle of an epoch.
-            leads: it is the leader.
+        While none has a result, whether the farthest can. The leader itself waits only for others that run,
+        where these may take the lead and there would not be enough for them.
         """
-        in_flight, slowest_s = len(self.running), self._budget.slowest_epoch_s
-        if self._budget.has_room_for(self._max_epochs, in_flight, epoch_s=slowest_s, leads=leads):
+        leads = trial is not None and trial.trial_id == self.leader
+        in_flight = len(self.running) - (trial is not None and trial.trial_id in self.running)
+        if leads and not in_flight:
+            return True
+        room = partial(self._budget.has_room_for, in_flight=in_flight, leads=leads)
+        if room(self._max_epochs, epoch_s=self._budget.slowest_epoch_s):
             return True  # whoever leads: with a thousand gangs it takes long to look at each
-        best = self.incumbent.trial_id
-        running = self.running - {but}
-        done = [epoch + 1, *(self._trials[each].epoch + 1 for each in running)]
-        if best is None:
-            farthest = max([*done, *(trial.epoch for trial in self)])
-            needed = self._max_epochs - farthest if self._trials else 0
-        else:
-            if best in self._trials and best not in running and not leads:
-                done.append(self._trials[best].epoch)
-            needed = self._max_epochs - min(done)
-        if not self._budget.has_room_for(max(needed, 0), len(running), leads=leads):
-            return False
-        may_lead = [self._trials[each].epoch_s for each in (*running, best, but) if each in self._trials]
-        return self._budget.has_room_for(
-            max(needed, 0), len(running), epoch_s=max(may_lead, default=0.0), leads=leads
-        )
+        others = [self._trials[name] for name in self.running if trial is None or name != trial.trial_id]
+        needed = self._needed(trial, others)
+        may_lead = [each for each in (*others, trial, self.get(self.incumbent.trial_id)) if each]
+        return room(needed) and room(needed, epoch_s=max((each.epoch_s for each in may_lead), default=0.0))
+
+    def _needed(self, trial: Trial | None, running: Sequence[Trial]) -> int:
+        """Epochs of whoever may lead after the next of `trial`, or of a new one, and of those that run."""
+        done = [each.epoch + 1 for each in running] + [trial.epoch + 1 if trial else 1]
+        if self.incumbent.trial_id is None:
+            farthest = max([*done, *(each.epoch for each in self)])
+            return self._max_epochs - farthest if self._trials else 0
+        best = self.get(self.incumbent.trial_id)
+        if best is not None and best is not trial and best.trial_id not in self.running:
+            done.append(best.epoch)
+        return self._max_epochs - min(done)
 
     def open(self, trial_id: str) -> Trial:
         """A trial that the searcher suggested, or that an earlier run began."""

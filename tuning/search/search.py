@@ -240,7 +240,7 @@ class Search:
             return None
         if (taken_up := self._take_up()) is not None:
             return taken_up
-        if not self._trials.has_room(0):
+        if not self._trials.has_room():
             return self._unfinished_best()
         self._stop_paused()
         promoted = self._scheduler.next_promotion(or_new=self._budget.may_start)
@@ -262,7 +262,7 @@ class Search:
             trial = self._trials[trial_id]
             parent = self._trials.get(trial.parent)
             there = not trial.new_fork or parent is None or parent.epoch >= trial.parent_epoch
-            if there and self._trials.has_room(trial.epoch):
+            if there and self._trials.has_room(trial):
                 self._trials.waiting.remove(trial_id)
                 return trial
         return None
@@ -284,7 +284,7 @@ class Search:
         trial = self._trials.get(self._trials.leader)
         if trial is None or trial.trial_id in self._trials.running:
             return None
-        if self._trials.running and not self._trials.has_room(trial.epoch, leads=True):
+        if not self._trials.has_room(trial):
             return None
         if trial.trial_id in self._trials.waiting:
             self._trials.waiting.remove(trial.trial_id)

@@ -106,19 +106,9 @@ class Verdicts:
         elif self._budget.exhausted:
             decision = Decision("pause", self._budget.why_exhausted, decision.rung)
             self._trials.put_aside(trial, decision.reason)
-        elif not self._may_go_on(trial):
+        elif not self._trials.has_room(trial):
             decision = Decision("pause", self._budget.why_flat or KEPT_FOR_THE_BEST, decision.rung)
             self._trials.put_aside(trial, decision.reason)
         else:
             decision = Decision("continue", decision.reason, decision.rung)
         return decision
-
-    def _may_go_on(self, trial: Trial) -> bool:
-        """Whether the budget bears another epoch of it, and the best to its end.
-
-        The best itself waits only for others that run, where these may take the lead and there would not be
-        enough for them.
-        """
-        leads = trial.trial_id == self._trials.leader
-        alone = not self._trials.running - {trial.trial_id}
-        return (leads and alone) or self._trials.has_room(trial.epoch, but=trial.trial_id, leads=leads)

@@ -95,15 +95,13 @@ def decode(file: IO[bytes], size: int) -> NDArray[np.uint8]:
         raise BadImage("empty file" if empty else "not an image in a known format") from None
     except BadImage:
         raise
-    except OSError as error:
-        if error.errno in _PASSING:
-            raise
-        raise BadImage(str(error) or type(error).__name__) from error
     except Image.DecompressionBombError as error:
         raise BadImage(f"too many pixels: {error}") from error
     except (
         Exception
     ) as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... on broken files
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            raise
         raise BadImage(str(error) or type(error).__name__) from error
 
 
