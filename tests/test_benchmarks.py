@@ -126,15 +126,30 @@ def test_compression(tiny_forks, monkeypatch, capsys):
     assert ratio("compression", output) == 3
     assert re.search(r"^none +0\.00 ", output, re.M)
     assert re.search(r"^prune\+int8 \.9 +0\.[89]\d ", output, re.M)
-    assert re.search(r"^none +neither smaller", output, re.M)
-    assert re.search(r"^prune\+int8 +smaller", output, re.M)
 
 
-def outcome(method, cider, latency=(0.9, 0.88, 0.92)):
+def test_a_method_is_smaller_or_faster_only_where_all_its_children_are(capsys):
+    slow = (1.0, 0.98, 1.02)
+    compression.verdicts(
+        [
+            outcome("prune", 0.5),
+            outcome("prune+int8", 0.5, slow),
+            outcome("prune+int8", 0.5),
+            outcome("none", 0.5, slow, size=1.0),
+        ]
+    )
+    assert capsys.readouterr().out.split("\n")[1:4] == [
+        f"{'prune':21}smaller and faster",
+        f"{'prune+int8':21}smaller",
+        f"{'none':21}neither smaller nor faster",
+    ]
+
+
+def outcome(method, cider, latency=(0.9, 0.88, 0.92), size=0.1):
     """A child at .9 of a parent whose figures are all 1."""
     names = ("latency_ratio", "latency_ratio_low", "latency_ratio_high")
     parent = {"cider": 1.0, "size_mb": 1.0} | dict(zip(names, (1.0, 0.94, 1.06), strict=True))
-    figures = {"cider": cider, "size_mb": 0.1} | dict(zip(names, latency, strict=True))
+    figures = {"cider": cider, "size_mb": size} | dict(zip(names, latency, strict=True))
     label = method if method == "none" else f"{method} .9"
     return compression.Outcome(label, method, parent, parent, figures)
 
