@@ -1,6 +1,7 @@
 """The model-based search: its numbers against other ways to get them, its choices by where they go."""
 
 import math
+import re
 
 import moocore
 import numpy as np
@@ -10,6 +11,7 @@ from scipy.stats import qmc
 
 from search_spaces import Choice, Float, Int, Space
 from trainables.order import Failure
+from tuning.events import TrialStarted
 from tuning.experiment import Experiment
 from tuning.search.auto import STARTUP, Auto
 from tuning.search.encoding import Encoding
@@ -17,7 +19,7 @@ from tuning.search.evidence import MODELLED, _most_telling, _scores
 from tuning.search.gaussian_process import GaussianProcess
 from tuning.search.proposers import Observed
 from tuning.search.ranking import Standing
-from tuning.search.worth import expected_gain, highest_prices
+from tuning.search.worth import chance_to_improve, expected_gain, highest_prices
 from tuning.simulation.simulator import simulate
 
 SPACE = Space(
@@ -77,6 +79,65 @@ def test_no_configuration_is_tried_twice_while_there_is_another(budget):
     space = {"x": {"choice": [0.1, 0.3, 0.5]}, "y": {"int": [0, 2]}, "k": {"choice": ["a", "b"]}}
     tried = configs(problem(budget=budget, search_space=space))
     assert len({tuple(sorted(config.items())) for config in tried[:18]}) == min(len(tried), 18) >= 12
+
+
+class Starts:
+    """A listener that keeps what began or went on, and why."""
+
+    def __init__(self):
+        self.first, self.again = {}, []
+
+    def handle(self, event):
+        if isinstance(event, TrialStarted):
+            begun = event.trial_id in self.first
+            self.again.append(event.why) if begun else self.first.setdefault(event.trial_id, event.why)
+
+    def tick(self):
+        pass
+
+
+def reasons(curves=bowl, gangs=2, **changes):
+    """Why trials began, in their order, and why any went on, in that of time."""
+    starts = Starts()
+    list(simulate(problem(**changes), curves, gangs=gangs, listeners=[starts]))
+    return [why for _, why in sorted(starts.first.items())], starts.again
+
+
+def test_every_decision_says_why():
+    began, went_on = reasons(budget={"epochs": 200})
+    assert began[:STARTUP] == ["drawn at random: fewer than 8 trials have a result"] * STARTUP
+    by_model = r"\d+% chance to end best(, an epoch worth \d+\.\d times that of the best paused trial)?"
+    drawn = "drawn at random: one decision in 20 is"
+    assert all(why == drawn or re.fullmatch(by_model, why) for why in began[STARTUP + 1 :])
+    by_model = r"\d+% chance to end best, an epoch worth \d+\.\d times that of a new trial"
+    by_rank = r"rung \d: the best that waits, \d+ of \d+ promoted \(ASHA\)"
+    *most, last = went_on
+    assert all(re.fullmatch(f"{by_model}|{by_rank}", why) for why in most)
+    assert any(re.fullmatch(by_model, why) for why in most)
+    times = [float(why.split("worth ")[1].split()[0]) for why in went_on if "worth" in why]
+    assert times and min(times) >= 1.0, "what is chosen is worth most"
+    assert last == "the best so far, trained to its end" or re.match(by_model, last)
+
+
+def test_beside_another_scheduler_the_reason_is_a_chance():
+    began, went_on = reasons(budget={"trials": 20})
+    assert all(re.fullmatch(r"\d+% chance to end best|drawn at random: .*", why) for why in began)
+    assert all(why.startswith(("rung ", "the best so far")) for why in went_on)
+
+
+def test_the_chance_is_that_of_the_model():
+    """Against the share of draws; of two objectives, that none of the known is at least as good in both."""
+    known, mean, spread = (
+        np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]),
+        np.array([0.4, 0.7]),
+        np.array([0.5, 0.2]),
+    )
+    draws = mean + spread * np.random.default_rng(5).standard_normal((200_000, 2))
+    one = (draws[:, 0] < known[:, 0].min()).mean()
+    assert chance_to_improve(known[:, :1], mean[:1], spread[:1]) == pytest.approx(one, abs=0.005)
+    beaten = [(known <= draw).all(axis=1).any() for draw in draws[:20_000]]
+    assert chance_to_improve(known, mean, spread) == pytest.approx(1 - np.mean(beaten), abs=0.05)
+    assert chance_to_improve(known, mean, spread) == chance_to_improve(known, mean, spread)
 
 
 @pytest.mark.parametrize("budget", [{"trials": 40}, {"epochs": 150}], ids=["beside asha", "deciding"])

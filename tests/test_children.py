@@ -178,7 +178,7 @@ def test_the_trainable_says_which_children_begin_untrained(tmp_path, monkeypatch
         scheduler.report(f"{number:05d}", 1, Standing(losses))
     scheduler.drop("00000")
     assert scheduler.next_stop() == ("00002", "rung 0: another beats it")
-    assert list(iter(scheduler.next_promotion, None)) == ["00003", "00001"]
+    assert [trial_id for trial_id, _ in iter(scheduler.next_promotion, None)] == ["00003", "00001"]
 
 
 SCORES = {"none": 0.7, "fp16": 0.7, "prune": 0.6}

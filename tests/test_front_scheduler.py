@@ -15,7 +15,7 @@ from tuning.simulation.simulator import simulate
 
 
 def promotions(scheduler):
-    return list(iter(scheduler.next_promotion, None))
+    return [trial_id for trial_id, _ in iter(scheduler.next_promotion, None)]
 
 
 def at(*losses, violation=0.0):

@@ -116,7 +116,8 @@ def test_what_a_run_says_is_written_down_run_after_run(tmp_path):
     experiment.folder.mkdir()
     with written_down(experiment, experiment.folder, said.append) as (log, say):
         say("40 images")
-        log.handle(TrialStarted(trial_id="00000", config={"learning_rate": 0.1}, at=AT))
+        start = TrialStarted(trial_id="00000", config={"learning_rate": 0.1}, at=AT, why="drawn at random")
+        log.handle(start)
         log.handle(TrialEnded(trial_id="00000", state="failed", reason="no luck", at=AT))
         log.close()
     with pytest.raises(KeyboardInterrupt), written_down(experiment, experiment.folder, said.append):
@@ -125,9 +126,10 @@ def test_what_a_run_says_is_written_down_run_after_run(tmp_path):
     told = captune("logs", "new", "--storage", tmp_path).output.splitlines()
     assert said == ["40 images"]
     assert told[0].endswith("UTC  new starts") and told[1] == "40 images"
-    assert "00000 failed" in told[2] and "no luck" in told[2]
-    assert told[3].strip().startswith("0 s  1 of 6 trials done")
-    assert told[4].endswith("done")
+    assert told[2].endswith("▸ 00000 starts: drawn at random")
+    assert "00000 failed" in told[3] and "no luck" in told[3]
+    assert told[4].strip().startswith("0 s  1 of 6 trials done")
+    assert told[5].endswith("done")
     assert told[-1].endswith("interrupted; --resume goes on")
     assert not any("\x1b" in line for line in told)
 

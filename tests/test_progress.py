@@ -2,6 +2,7 @@
 
 import io
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -99,6 +100,19 @@ def test_plain_lines_name_every_trial_that_ended(tmp_path, clock):
     assert any("00001 failed" in line and "division by zero" in line for line in lines)
     assert "2 of 4 trials done (1 completed · 1 failed); best cider 0.25" in output().splitlines()[-1]
     assert "\x1b" not in output()
+
+
+def test_what_starts_or_goes_on_is_shown_with_its_reason(tmp_path, clock):
+    progress, output = plain(experiment(tmp_path), clock)
+    progress.handle(replace(start("00000"), why="drawn at random"))
+    progress.handle(epoch("00000", 1, cider=0.25))
+    progress.handle(end("00000", "paused", "rung 0: waits for promotion"))
+    progress.handle(replace(start("00000"), why="rung 0: the best that waits, 1 of 3 promoted"))
+    with progress._console.capture() as shown:
+        progress._console.print(progress.panel())
+    again = "00000 goes on after epoch 1: rung 0: the best that waits, 1 of 3 promoted"
+    assert again[:60] in shown.get()
+    assert "▸ 00000 starts: drawn at random" in output() and f"▸ {again}" in output()
 
 
 def test_heartbeats_are_bounded(tmp_path, clock):

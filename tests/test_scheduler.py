@@ -19,7 +19,7 @@ def at(*losses, violation=0.0):
 
 def promotions(asha):
     """All that are due now, in the order in which they are given."""
-    return list(iter(asha.next_promotion, None))
+    return [trial_id for trial_id, _ in iter(asha.next_promotion, None)]
 
 
 def actions(asha, epoch, losses):
@@ -141,7 +141,8 @@ def a_run(asha, *, seed, objectives=1, gangs=4, max_epochs=9, trials=60, limit=1
         while len(running) < gangs:
             promoted = asha.next_promotion()
             if promoted is not None:
-                running.append((promoted, next(e for t, e, _ in reversed(reports) if t == promoted)))
+                trial_id, _ = promoted
+                running.append((trial_id, next(e for t, e, _ in reversed(reports) if t == trial_id)))
             elif started < trials:
                 running.append((f"t{started}", 0))
                 started += 1

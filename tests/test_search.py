@@ -643,6 +643,17 @@ def test_a_resumed_run_spends_the_budget_that_is_left_no_more_and_no_less(tmp_pa
     assert done == [(event.trial_id, event.epoch) for event in whole.of(EpochReported)]
 
 
+def test_why_a_trial_began_and_went_on_is_told_and_survives_a_kill(tmp_path, recorder):
+    asked = {"algorithm": "random", "start": [{"learning_rate": 0.01}]}
+    open_search(tmp_path, recorder, search=asked).next_run()
+    resumed = open_search(tmp_path, recorder, search=asked)
+    resumed.replay([], [])  # killed before the tables were written: only the study knows the trial
+    drive(resumed)
+    first, again, *others = [event.why for event in recorder.of(TrialStarted)]
+    assert first == again == "number 1 of search.start"
+    assert "drawn at random" in others and "rung 0: the best that waits, 1 of 3 promoted" in others
+
+
 def test_a_resumed_search_has_the_rungs_and_the_paused_trials_of_the_first(tmp_path):
     before, after = Recorder(), Recorder()
     first = open_search(tmp_path, before)

@@ -98,15 +98,16 @@ class Watched(PromotingAsha):
         return decision
 
     def next_promotion(self, **options):
-        trial_id = super().next_promotion(**options)
-        self.decisions.append(trial_id)
-        if trial_id is not None:
+        promotion = super().next_promotion(**options)
+        self.decisions.append(promotion)
+        if promotion is not None:
+            trial_id, _ = promotion
             epoch = self.at[trial_id]
             assert trial_id in self.members[epoch], "promoted from a rung in which it does not wait"
             assert trial_id not in self.promoted[epoch], "promoted twice"
             self.promoted[epoch].append(trial_id)
             assert len(self.promoted[epoch]) <= len(self.members[epoch]) // self.factor
-        return trial_id
+        return promotion
 
 
 class Recorder(list):
@@ -323,7 +324,7 @@ class Rungs(RuleBasedStateMachine):
 
     @rule()
     def promote(self):
-        trial_id = self.asha.next_promotion()
+        trial_id, _ = self.asha.next_promotion() or (None, "")
         expected = None
         for epoch in reversed(self.epochs):
             waiting = [
@@ -349,7 +350,7 @@ class Rungs(RuleBasedStateMachine):
         for trial_id in sorted(self.gone):
             replayed.drop(trial_id)
         begun = {name for name, epoch in self.running.items() if epoch in self.epochs}
-        for trial_id in iter(replayed.next_promotion, None):
+        for trial_id, _ in iter(replayed.next_promotion, None):
             assert trial_id in self.paused or trial_id in begun
 
 

@@ -25,6 +25,8 @@ class TrialStarted:
     """Searched hyperparameters by dotted name; a conditional one that is not active is absent."""
     at: datetime
     """UTC, timezone-aware."""
+    why: str = ""
+    """One line for a person: why this configuration, or why it goes on."""
     parent: str | None = None
     """trial_id of the trial from whose checkpoint it goes on; None: it starts from nothing."""
     parent_epoch: int = 0

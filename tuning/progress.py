@@ -74,6 +74,7 @@ class Progress:
         self._last_heartbeat = -float("inf")
         self._last_drawn = -float("inf")
         self._since: dict[str, float] = {}  # when each running trial was started
+        self._chosen = ""  # the trial that started last, and why
         self._live: Live | None = None
         self._closed = False
 
@@ -92,6 +93,9 @@ class Progress:
             self._fidelity = self._ranks_the_end()
         if isinstance(event, TrialStarted):
             self._since[event.trial_id] = now
+            self._chosen = self._chosen_text(event)
+            if not self._terminal:
+                self._show(Text.assemble((f"{duration(self._elapsed()):>7}  ▸ {self._chosen}", "dim")))
         elif isinstance(event, TrialEnded):
             took = now - self._since.pop(event.trial_id, now)
             self._show(self._ended_line(self._ledger.trials[event.trial_id], took))
@@ -158,6 +162,7 @@ class Progress:
             parts.append(Text(f"      {self._fidelity}", style="dim"))
         if self._since:
             parts += [Text(), self._running()]
+            parts.append(Text(f"last  {self._chosen}", style="dim", overflow="ellipsis", no_wrap=True))
         times = f"{duration(self._elapsed())} elapsed"
         left = self._forecast.time_left(self._elapsed())
         times += f" · about {about(left)} left" if left is not None else ""
@@ -205,6 +210,11 @@ class Progress:
         ended = (done for done in self._ledger.epochs.values() if last in done)
         rows = (done[epoch] for done in ended for epoch in self._levels if epoch in done)
         return in_short(agreement(rows, self._experiment.objectives, self._levels))
+
+    def _chosen_text(self, event: TrialStarted) -> str:
+        done = self._ledger.trials[event.trial_id]["epochs"]
+        what = f"goes on after epoch {done}" if done else "starts"
+        return f"{event.trial_id} {what}" + (f": {event.why}" if event.why else "")
 
     def _objectives_text(self, row: Row, width: int = 0) -> str:
         return "  ".join(f"{name} {number(row.get(name)):<{width}}" for name in self._objectives)

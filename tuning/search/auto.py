@@ -25,6 +25,7 @@ the first one would have. This file knows neither Ray nor files.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,7 @@ from tuning.search.gaussian_process import GaussianProcess
 from tuning.search.proposers import Observed, Proposal
 from tuning.search.ranking import Standing, best_first
 from tuning.search.scheduler import Decision, PromotingAsha, Scheduler
-from tuning.search.worth import Gain, expected_gain, highest_prices
+from tuning.search.worth import Gain, chance_to_improve, expected_gain, highest_prices
 
 Array = NDArray[np.float64]
 
@@ -54,12 +55,27 @@ FINISHING = 8
 CANDIDATES, LEADERS, PRICED = 150, 8, 24
 #: Decisions after which the model is asked more and more seldom: that bounds its cost.
 ALWAYS = 1000
+#: Most that a reason says of how much more something is worth.
+MOST_TIMES = 1000
 
 
 @dataclass(frozen=True)
 class _Choice:
     """What is to run next: a paused trial by its number, or a new configuration."""
 
+    paused: int | None = None
+    config: dict[str, Any] | None = None
+    why: str = ""
+    """One line for a person."""
+
+
+@dataclass(frozen=True)
+class _Option:
+    """What may be chosen."""
+
+    price: float
+    """Logarithm of the highest price of an epoch at which it pays."""
+    point: Array  # float64 [dimensions]
     paused: int | None = None
     config: dict[str, Any] | None = None
 
@@ -127,10 +143,10 @@ class Auto(Scheduler):
         """A draw, or the configuration from which most is expected."""
         if not self._decides:
             self._take_in_results()
-        config = self._choose().config
-        if config is None:  # the choice was a paused trial, but its promotion was not asked for
-            config = self._drawn(self._rng())
-        return Proposal(config)
+        choice = self._choose()
+        if choice.config is None:  # the choice was a paused trial, but its promotion was not asked for
+            choice = self._drawn(self._rng(), "no promotion was asked for")
+        return Proposal(choice.config or {}, why=choice.why)
 
     # As a scheduler.
 
@@ -148,17 +164,17 @@ class Auto(Scheduler):
             self._waiting[number] = epoch
         return decision
 
-    def next_promotion(self, *, or_new: bool = True) -> str | None:
+    def next_promotion(self, *, or_new: bool = True) -> tuple[str, str] | None:
         """The paused trial that is to go on before any new one begins.
 
         `or_new` is no question here: this is no scheduler where trials are what is counted, and with any
         other budget a new one may begin as long as anything may.
         """
-        paused = self._choose().paused
-        if paused is None:
+        choice = self._choose()
+        if choice.paused is None:
             return None
-        self._waiting.pop(paused, None)
-        return f"{paused:05d}"
+        self._waiting.pop(choice.paused, None)
+        return f"{choice.paused:05d}", choice.why
 
     def went_on(self, trial_id: str, epoch: int) -> None:
         """It does not wait any more, in ASHA's rungs neither."""
@@ -185,19 +201,22 @@ class Auto(Scheduler):
     def _decide(self, rng: np.random.Generator) -> _Choice:
         kind = rng.random()
         asked = rng.random() < ALWAYS / max(ALWAYS, len(self._evidence.observed))
-        if self._evidence.trials < STARTUP or kind < RANDOM:
-            return _Choice(config=self._drawn(rng))
+        if self._evidence.trials < STARTUP:
+            return self._drawn(rng, f"fewer than {STARTUP} trials have a result")
+        if kind < RANDOM:
+            return self._drawn(rng, f"one decision in {1 / RANDOM:.0f} is")
         if not asked or kind < RANDOM + BY_RANK:
             if chosen := self._promoted(self._asha.next_promotion()):
                 return chosen
             if not asked:
-                return _Choice(config=self._drawn(rng))
+                return self._drawn(rng, f"beyond {ALWAYS} trials the model is asked more seldom")
         return self._most_promising(rng)
 
-    def _promoted(self, trial_id: str | None) -> _Choice | None:
+    def _promoted(self, promotion: tuple[str, str] | None) -> _Choice | None:
         """ASHA's promotion, unless the model has promoted that trial already."""
-        number = None if trial_id is None else int(trial_id)
-        return _Choice(paused=number) if number in self._waiting else None
+        trial_id, why = promotion or ("-1", "")
+        number = int(trial_id)
+        return _Choice(paused=number, why=f"{why} (ASHA)") if number in self._waiting else None
 
     @_one_thread()
     def _most_promising(self, rng: np.random.Generator) -> _Choice:
@@ -208,33 +227,50 @@ class Auto(Scheduler):
         gain = expected_gain(mean, rng)
         order = [seen[index] for index in best_first([Standing(tuple(row)) for row in mean])]
         if (needed := self._needed_to_finish(running, order)) is not None:
-            return _Choice(paused=needed)
-        leaders = order[:LEADERS]
+            return needed
+        new = self._new(processes, order[:LEADERS], gain, rng)
+        options = [new, *self._paused(processes, seen, gain)]
+        best = max(options, key=lambda option: option.price)  # of equals the new one
+        why = f"{_chance(processes, best, mean)}{_advantage(best, options)}"
+        return _Choice(best.paused, best.config, why)
+
+    def _new(
+        self,
+        processes: Sequence[GaussianProcess],
+        leaders: Sequence[int],
+        gain: Gain,
+        rng: np.random.Generator,
+    ) -> _Option:
+        """The best of many configurations that are not tried yet, drawn and near these trials'."""
         drawn = self._encoding.draw(rng, CANDIDATES)
         near = [
-            self._encoding.near(self._evidence.trial(leaders[rng.integers(len(leaders))]).config, rng)
+            self._encoding.near(self._evidence.trial(leaders[int(rng.integers(len(leaders)))]).config, rng)
             for _ in range(CANDIDATES)
         ]
         candidates = [config for config in drawn + near if not self._evidence.tried(config)] or drawn
-        price, chosen = self._dearest(processes, self._encoding.points(candidates), 0, gain)
-        choice = _Choice(config=candidates[chosen])
+        points = self._encoding.points(candidates)
+        price, chosen = self._dearest(processes, points, 0, gain)
+        return _Option(price, points[chosen], config=candidates[chosen])
+
+    def _paused(
+        self, processes: Sequence[GaussianProcess], seen: Sequence[int], gain: Gain
+    ) -> Iterator[_Option]:
+        """The best of each rung of those that wait."""
         for epoch in sorted({self._waiting[number] for number in seen if number in self._waiting}):
             numbers = [number for number in seen if self._waiting.get(number) == epoch]
             points = np.array([self._evidence.point(number) for number in numbers])
-            other, chosen = self._dearest(processes, points, epoch, gain)
-            if other > price:
-                price, choice = other, _Choice(paused=numbers[chosen])
-        return choice
+            price, chosen = self._dearest(processes, points, epoch, gain)
+            yield _Option(price, points[chosen], paused=numbers[chosen])
 
-    def _drawn(self, rng: np.random.Generator) -> dict[str, Any]:
+    def _drawn(self, rng: np.random.Generator, why: str) -> _Choice:
         """A random configuration that no trial has; one of theirs where many draws find no other."""
         for _ in range(CANDIDATES):
             config = self._encoding.draw(rng, 1)[0]
             if not self._evidence.tried(config):
                 break
-        return config
+        return _Choice(config=config, why=f"drawn at random: {why}")
 
-    def _needed_to_finish(self, running: Sequence[int], order: Sequence[int]) -> int | None:
+    def _needed_to_finish(self, running: Sequence[int], order: Sequence[int]) -> _Choice | None:
         """Of those that wait at a rung beyond which too few train, the first in `order`.
 
         It is one of several, else whatever comes to a rung first would be the one. The first trials of all
@@ -247,7 +283,8 @@ class Auto(Scheduler):
             if sum(epoch >= rung for epoch in done) < needed:
                 waiting = [number for number in order if self._waiting.get(number) == rung]
                 if len(waiting) >= self._reduction_factor:
-                    return waiting[0]
+                    why = f"the best of {len(waiting)} after epoch {rung}, beyond which too few train"
+                    return _Choice(paused=waiting[0], why=why)
         return None
 
     def _dearest(
@@ -303,3 +340,20 @@ def _predict(processes: Sequence[GaussianProcess], points: Array) -> tuple[Array
     """Means and standard deviations at the last epoch: float64 [points, objectives] each."""
     predicted = [process.predict(points, np.ones(len(points))) for process in processes]
     return np.stack([mean for mean, _ in predicted], 1), np.stack([spread for _, spread in predicted], 1)
+
+
+def _chance(processes: Sequence[GaussianProcess], option: _Option, known: Array) -> str:
+    """How likely it is to end better than what the model expects of all others."""
+    expected, spread = _predict(processes, option.point[None])
+    end = "end best" if known.shape[1] == 1 else "end on the front"
+    return f"{chance_to_improve(known, expected[0], spread[0]):.0%} chance to {end}"
+
+
+def _advantage(best: _Option, options: Sequence[_Option]) -> str:
+    """How much more its epochs are worth than those of the best of the other kind, where there is one."""
+    other = [each.price for each in options if (each.paused is None) != (best.paused is None)]
+    if not other:
+        return ""
+    times = math.exp(min(best.price - max(other), math.log(MOST_TIMES)))
+    what = "the best paused trial" if best.paused is None else "a new trial"
+    return f", an epoch worth {times:.1f} times that of {what}"

@@ -56,14 +56,15 @@ class FrontScheduler(Scheduler):
             return Decision("pause", "rung 0: goes on after the front, it is not trained yet", 0)
         return Decision("pause", "rung 0: goes on if no other beats it", 0)
 
-    def next_promotion(self, *, or_new: bool = True) -> str | None:
+    def next_promotion(self, *, or_new: bool = True) -> tuple[str, str] | None:
         """The best of the front that has not gone on, then the untrained; None before the last has come."""
         if not self._all_came:
             return None
         for trial_id in self._going_on():
             if trial_id not in self._promoted and trial_id not in self._dropped:
                 self._promoted.add(trial_id)
-                return trial_id
+                late = trial_id in self._untrained
+                return trial_id, "rung 0: " + ("not trained yet" if late else "no other beats it")
         return None
 
     def next_stop(self, *, or_new: bool = True) -> tuple[str, str] | None:

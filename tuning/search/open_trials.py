@@ -114,6 +114,7 @@ class OpenTrials:
             epoch=known.parent_epoch,
             parent=known.parent,
             parent_epoch=known.parent_epoch,
+            why=known.why,
         )
         self._budget.count_trial()
         return trial
@@ -125,6 +126,7 @@ class OpenTrials:
                 trial_id=trial.trial_id,
                 config=trial.config,
                 at=self._now(),
+                why=trial.why,
                 parent=trial.parent,
                 parent_epoch=trial.parent_epoch,
                 halvings=trial.halvings,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -56,15 +57,18 @@ class Modelled:
         observed = [*self._earlier, *observed] if self._earlier else observed
         level = highest_level(observed, self._levels, self._enough)
         if level is None:
-            return self._random.propose(number, observed)
+            proposal = self._random.propose(number, observed)
+            return replace(proposal, why=f"{proposal.why}: fewer than {self._enough} have a result")
         objectives = next(len(o.results[level].losses) for o in observed if o.comparable_at(level))
         if self._ranked and objectives == 1:
             lower = [each for each in self._levels if each <= level]
             shown = _most_telling(observed, lower, ranked=True)
         else:
             shown = _most_telling(observed, [level])
-        study = _study(self._space, shown, self._sampler(seed_of(self._seed, number)))
-        return Proposal(self._space.suggest(study.ask()))
+        sampler = self._sampler(seed_of(self._seed, number))
+        study = _study(self._space, shown, sampler)
+        why = f"{type(sampler).__name__}, from {len(shown)} results up to epoch {level}"
+        return Proposal(self._space.suggest(study.ask()), why=why)
 
 
 class Nsga2:
@@ -81,7 +85,8 @@ class Nsga2:
         study = _study(self._space, shown, sampler, note=lambda trial: {key: trial.generation})
         trial = study.ask()
         config = self._space.suggest(trial)
-        return Proposal(config, study.get_trials(deepcopy=False)[-1].system_attrs.get(key, 0))
+        generation = study.get_trials(deepcopy=False)[-1].system_attrs.get(key, 0)
+        return Proposal(config, generation, why=f"NSGA-II, generation {generation}")
 
 
 def make_sampler(algorithm: str, startup_trials: int) -> Callable[[int], BaseSampler]:

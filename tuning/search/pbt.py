@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -84,14 +85,15 @@ class Pbt(Scheduler):
         if not self._wants(or_new=True):
             return None
         if not self._level:
-            return Proposal(self._random.propose(number, observed).config, generation=self._generation)
+            return replace(self._random.propose(number, observed), generation=self._generation)
         parent = self._parents[born]
         rng = np.random.default_rng([self._seed, number, 1])
         return Proposal(
             self._changed(observed[parent].config, rng),
             generation=self._generation,
             parent=f"{parent:05d}",
-            parent_epoch=self._rungs[self._level - 1],
+            parent_epoch=self._rung_before,
+            why=f"fork of {parent:05d}, one of the best at rung {self._level - 1}",
         )
 
     def _changed(self, config: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
@@ -122,7 +124,7 @@ class Pbt(Scheduler):
                 return f"{number:05d}", reason
         return None
 
-    def next_promotion(self, *, or_new: bool = True) -> str | None:
+    def next_promotion(self, *, or_new: bool = True) -> tuple[str, str] | None:
         """A trial that stays in the population, when it is complete; the best first."""
         self._advance(or_new=or_new)
         if self._level and self._wants(or_new=or_new):
@@ -131,7 +133,7 @@ class Pbt(Scheduler):
             number = self._to_promote.popleft()
             if self._waits(number):
                 self._left[number] = self._rung_before
-                return f"{number:05d}"
+                return f"{number:05d}", f"rung {self._level - 1}: stays in the population"
         return None
 
     def went_on(self, trial_id: str, epoch: int) -> None:

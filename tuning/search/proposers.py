@@ -42,6 +42,8 @@ class Observed:
     """trial_id of the trial from whose checkpoint it started; None: from nothing."""
     parent_epoch: int = 0
     """Epochs of that checkpoint; its own are numbered on from there."""
+    why: str = ""
+    """One line for a person: why its configuration was proposed."""
 
     def comparable_at(self, epoch: int) -> bool:
         """Whether it has a finite result after this epoch."""
@@ -58,6 +60,8 @@ class Proposal:
     parent: str | None = None
     """trial_id of a trial from whose checkpoint after `parent_epoch` epochs it is to start."""
     parent_epoch: int = 0
+    why: str = ""
+    """One line for a person."""
 
 
 class Proposer(Protocol):
@@ -81,7 +85,9 @@ class Random:
     def propose(self, number: int, observed: Sequence[Observed]) -> Proposal:
         """A draw that depends on the seed and the number alone."""
         units = np.random.default_rng([self._seed, number]).random(len(self._space)).tolist()
-        return Proposal(self._space.at(dict(zip(sorted(self._space), units, strict=True))))
+        return Proposal(
+            self._space.at(dict(zip(sorted(self._space), units, strict=True))), why="drawn at random"
+        )
 
 
 class Sobol:
@@ -102,7 +108,8 @@ class Sobol:
             if number:  # the library refuses to skip none
                 self._points.fast_forward(number)
             units = self._points.random(1)[0]
-        return Proposal(self._space.at(dict(zip(sorted(self._space), map(float, units), strict=True))))
+        config = self._space.at(dict(zip(sorted(self._space), map(float, units), strict=True)))
+        return Proposal(config, why=f"point {number} of the Sobol sequence")
 
 
 class Grid:
@@ -116,7 +123,8 @@ class Grid:
         """The first combination that was not tried, or None after the last."""
         tried = {frozenset(trial.config.items()) for trial in observed}
         left = (config for config in self._configs if frozenset(config.items()) not in tried)
-        return next(map(Proposal, left), None)
+        config = next(left, None)
+        return None if config is None else Proposal(config, why=f"one of {len(self._configs)} of the grid")
 
 
 class Replayed:
@@ -143,7 +151,7 @@ class CmaEs:
         rng = np.random.default_rng([self._seed, number])
         units = dict(zip(sorted(self._space), rng.random(len(self._space)).tolist(), strict=True))
         if len(self._numeric) < 2:  # the library needs two dimensions
-            return Proposal(self._space.at(units))
+            return Proposal(self._space.at(units), why="drawn at random: CMA-ES needs two numbers")
         optimizer = cmaes.CMA(
             mean=np.full(len(self._numeric), 0.5),
             sigma=0.3,
@@ -154,7 +162,8 @@ class CmaEs:
         while (told := self._generation(observed, optimizer.generation)) is not None:
             optimizer.tell(told)
         units |= dict(zip(self._numeric, map(float, optimizer.ask()), strict=True))
-        return Proposal(self._space.at(units), optimizer.generation)
+        why = f"drawn by CMA-ES, generation {optimizer.generation}"
+        return Proposal(self._space.at(units), optimizer.generation, why=why)
 
     def _generation(
         self, observed: Sequence[Observed], generation: int

@@ -44,8 +44,8 @@ class Scheduler(Protocol):
     def report(self, trial_id: str, epoch: int, standing: Standing) -> Decision:
         """Take notice of how a trial stands after `epoch` epochs, and decide about it."""
 
-    def next_promotion(self, *, or_new: bool = True) -> str | None:
-        """A paused trial that is to go on now, from here on counted as promoted; None: none is due.
+    def next_promotion(self, *, or_new: bool = True) -> tuple[str, str] | None:
+        """A paused trial that is to go on now, from here on counted as promoted, and why; None: none is due.
 
         `or_new`: whether a new trial may start instead.
         """
@@ -108,14 +108,15 @@ class PromotingAsha(Scheduler):
             self._enter(rung, trial_id, standing)
         return Decision("pause", f"rung {level}: waits for promotion", level)
 
-    def next_promotion(self, *, or_new: bool = True) -> str | None:
+    def next_promotion(self, *, or_new: bool = True) -> tuple[str, str] | None:
         """From the highest rung down; None where every rung has given what it has."""
-        for rung in reversed(self._rungs):
+        for level, rung in reversed([*enumerate(self._rungs)]):
             if len(rung.promoted) < len(rung.members) // self._reduction_factor:
                 best = self._best_waiting(rung)
                 if best is not None:
                     rung.promoted.add(best)
-                    return best
+                    given = f"{len(rung.promoted)} of {len(rung.members)} promoted"
+                    return best, f"rung {level}: the best that waits, {given}"
         return None
 
     def went_on(self, trial_id: str, epoch: int) -> None:
@@ -182,7 +183,7 @@ class StoppingAsha(Scheduler):
             self._decided[level, trial_id] = self._decide(level, standing)
         return self._decided[level, trial_id]
 
-    def next_promotion(self, *, or_new: bool = True) -> str | None:
+    def next_promotion(self, *, or_new: bool = True) -> tuple[str, str] | None:
         """None: nothing is ever paused."""
         return None
 

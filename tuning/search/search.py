@@ -16,8 +16,10 @@ The parts, each usable alone:
 
 * a searcher (`tuning.search.searcher`): `suggest() -> trial_id, config`, `report(trial_id, epoch, standing)`,
   `finish(trial_id, state)`;
-* a scheduler (`tuning.search.scheduler`): `report(trial_id, epoch, standing) -> continue | pause | stop`,
-  `next_promotion() -> trial_id | None`, `next_stop() -> trial_id, reason | None`, `drop(trial_id)`;
+* a scheduler (`tuning.search.scheduler`): `report(trial_id, epoch, standing) -> continue | pause | stop`;
+  `next_promotion()` and `next_stop()`, each `-> trial_id, reason | None`, both told whether a new trial may
+  begin instead (`or_new`); `went_on(trial_id, epoch)` and `drop(trial_id)`. One that also proposes (`auto`,
+  `pbt`) is shown the searcher's trials once (`watch`), as `tuning/search/strategies.py` does;
 * a budget (`tuning.search.budget`): `may_start`, `exhausted`, `epochs_left`.
 
 A trial's identity is its number in the Optuna study, "00012". A driver may send the same trial several
@@ -245,7 +247,9 @@ class Search:
         self._stop_paused()
         promoted = self._scheduler.next_promotion(or_new=self._budget.may_start)
         if promoted is not None:
-            return self._trials[promoted]
+            trial_id, why = promoted
+            self._trials[trial_id].why = why
+            return self._trials[trial_id]
         if (new := self._new_trial()) is not None:
             return new
         return None if self._scheduler.synchronous and self._trials.running else self._unfinished_best()
@@ -264,6 +268,8 @@ class Search:
             there = not trial.new_fork or parent is None or parent.epoch >= trial.parent_epoch
             if there and self._trials.has_room(trial):
                 self._trials.waiting.remove(trial_id)
+                if trial.epoch > trial.parent_epoch:
+                    trial.why = "taken up again"
                 return trial
         return None
 
@@ -288,6 +294,8 @@ class Search:
             return None
         if trial.trial_id in self._trials.waiting:
             self._trials.waiting.remove(trial.trial_id)
+        trial.why = "went farthest, and none has a result yet"
         if self._trials.incumbent.trial_id is not None:
             self._verdicts.to_the_end(trial)
+            trial.why = "the best so far, trained to its end"
         return trial

@@ -33,7 +33,7 @@ _OUTCOMES: dict[str, optuna.trial.TrialState] = {
     "out_of_memory": optuna.trial.TrialState.FAIL,
 }
 #: What is kept of a proposal beside its configuration, as user attributes of the study's trial.
-_PROPOSED = ("generation", "parent", "parent_epoch")
+_PROPOSED = ("generation", "parent", "parent_epoch", "why")
 _WENT_WRONG = ("diverged", "failed", "out_of_memory")
 
 
@@ -117,7 +117,8 @@ class Searcher:
         proposal = self._proposer.propose(number, self.observed)
         if number < len(self._start):
             drawn = {} if proposal is None else proposal.config
-            proposal = Proposal(self._space.complete(self._start[number], drawn))
+            config = self._space.complete(self._start[number], drawn)
+            proposal = Proposal(config, why=f"number {number + 1} of search.start")
         if proposal is None:
             return None
         distributions = self._space.distributions()

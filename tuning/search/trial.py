@@ -18,6 +18,8 @@ class Trial:
     parent: str | None = None
     """trial_id of the trial from whose checkpoint it starts."""
     parent_epoch: int = 0
+    why: str = ""
+    """One line: why its configuration was chosen, or why it went on last."""
     attempt: int = 1
     lost: int = 0
     """How often a driver lost the trial (its actor or its node died)."""

@@ -101,6 +101,16 @@ def expected_gain(known: Array, rng: np.random.Generator) -> Gain:
     return volume
 
 
+def chance_to_improve(known: Array, mean: Array, spread: Array) -> float:
+    """Probability that a normal variable, `mean` and `spread` [objectives], is beaten by none of `known`
+    [n, objectives]; of several objectives by draws, the same at every call."""
+    if len(mean) == 1:
+        return float(norm.cdf((known.min() - mean[0]) / spread[0]))
+    draws = mean + spread * np.random.default_rng(0).standard_normal((10 * SAMPLES, len(mean)))
+    beaten = (known[front(known)][:, None] <= draws).all(-1).any(0)
+    return float(1 - beaten.mean())
+
+
 def _improvement(best: float, mean: Array, spread: Array) -> Array:
     z = (best - mean) / spread
     return spread * (z * norm.cdf(z) + norm.pdf(z))

@@ -128,6 +128,7 @@ class Ledger:
         if event.trial_id not in self.trials:
             self._places[event.trial_id] = len(self._places)
             row = self.trials[event.trial_id] = {"trial_id": event.trial_id, "epochs": event.parent_epoch}
+            row["chosen"] = event.why or None
             if event.parent is not None:
                 row |= {"parent": event.parent, "parent_epoch": event.parent_epoch}
             self.trials[event.trial_id] |= self._effort(event.trial_id)
@@ -135,7 +136,7 @@ class Ledger:
         row = self.trials[event.trial_id]
         row.setdefault("started_at", event.at)
         row |= {f"config/{name}": value for name, value in event.config.items()}
-        row |= {"state": "running", "reason": None, "error": None, "finished_at": None}
+        row |= {"state": "running", "reason": event.why or None, "error": None, "finished_at": None}
         row["halvings"] = event.halvings
 
     def _reported(self, event: EpochReported) -> None:

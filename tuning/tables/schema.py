@@ -84,6 +84,7 @@ TRIAL_TAIL = (
         "parent", STRING, "trial from whose checkpoint it started (`pbt`); NA where it started from nothing"
     ),
     Column("parent_epoch", INT, "epochs of that checkpoint; its own are numbered on from there"),
+    Column("chosen", STRING, "one line on why the search chose its configuration"),
     Column("started_at", TIME, "when the trial first started"),
     Column("finished_at", TIME, "when it reached its final state"),
     Column("gang", STRING, "gang that ran its last epoch"),
