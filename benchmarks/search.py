@@ -42,6 +42,8 @@ from tuning.experiment import Experiment
 from tuning.simulation.simulator import simulate
 
 OURS, BASELINE = "captune auto", "random"
+#: Captune's own, and who promotes: its model, or ASHA as with a budget of trials.
+OWN = {OURS: "auto", "captune auto, asha promotes": "asha"}
 SETS = {"TUNING": TUNING, "REPORTED": REPORTED}
 PROBLEMS = {problem.name: problem for problem in (*TUNING, *REPORTED)}
 #: Shares of the budget that the tables show.
@@ -124,7 +126,7 @@ def methods(rivals: Iterable[str], gangs: int, every: bool) -> list[str]:
     """Captune and those of `rivals` that are run with so many gangs, or `every` one; says which are not."""
     slow = SLOW if gangs < MANY_GANGS else SLOW_WITH_MANY_GANGS
     installed = importlib.util.find_spec("syne_tune") is not None
-    wanted = [OURS]
+    wanted = [*OWN]
     for name in rivals:
         if "syne tune" in name and not installed:
             print(f"{name} left out: not installed, it is of the extra `rivals`")
@@ -162,8 +164,9 @@ def run(task: Task) -> Outcome:
     budget = max(TRAININGS, TRAININGS_PER_GANG * task.gangs) * problem.max_epochs
     history, failure, began = [], "", time.process_time()
     try:
-        if task.method == OURS:
-            reports = ours(problem, task.gangs, budget, task.seed)
+        if task.method in OWN:
+            scheduler = {"algorithm": OWN[task.method], "max_epochs": problem.max_epochs}
+            reports = ours(problem, task.gangs, budget, task.seed, scheduler=scheduler)
         else:
             make = (RIVALS if one_objective else MULTI_OBJECTIVE_RIVALS)[task.method]
             reports = drive(make(problem, task.seed), problem, task.gangs, budget, task.seed)
@@ -211,7 +214,7 @@ def ours(problem: Problem, gangs: int, budget: int, seed: int, **sections: Any) 
 def ratio_to_best(table: Mapping[str, Runs]) -> float:
     """The final mean regret of the best rival over ours."""
     final = {name: runs.curves[:, :, -1].mean() for name, runs in table.items()}
-    return min(regret for name, regret in final.items() if name != OURS) / final[OURS]
+    return min(regret for name, regret in final.items() if name not in OWN) / final[OURS]
 
 
 def show(

@@ -375,7 +375,7 @@ def test_slow_rivals_are_left_out_by_name_until_all_are_asked_for(capsys):
     assert slow not in search.methods([slow, "random"], 64, every=False)
     assert f"{slow} left out with 64 gangs" in capsys.readouterr().out
     assert slow in search.methods([slow, "random"], 4, every=False)
-    assert search.methods([slow], 64, every=True) == [search.OURS, slow]
+    assert search.methods([slow], 64, every=True) == [*search.OWN, slow]
 
 
 def test_the_best_cider_is_the_one_that_stood_when_a_share_was_spent():
