@@ -7,13 +7,15 @@ from statistics import mean
 import numpy as np
 import optuna
 import pytest
+from cmaes import CMA
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import qmc
 
 from search_spaces import Choice, Float, Int, Space
-from tuning.search.optuna_proposers import Modelled, Nsga2, _study, highest_level, make_sampler
-from tuning.search.proposers import POPULATION, CmaEs, Grid, Observed, Random, Sobol
+from tuning.search.optuna_proposers import Modelled, highest_level, study_of
+from tuning.search.population_proposers import POPULATION, CmaEs, Nsga2
+from tuning.search.proposers import Grid, Observed, Random, Sobol
 from tuning.search.ranking import Standing, hypervolume
 
 LEVELS = (1, 3, 9)
@@ -39,7 +41,7 @@ SQUARE = Space({"x": Float(0, 1), "y": Float(0, 1)})
 
 def modelled(algorithm):
     def make(space, seed, *, levels=LEVELS, enough=5):
-        return Modelled(space, seed, sampler=make_sampler(algorithm, enough), levels=levels, enough=enough)
+        return Modelled(space, seed, algorithm=algorithm, levels=levels, enough=enough)
 
     return make
 
@@ -332,6 +334,35 @@ def test_generations_follow_one_another_and_survive_a_rebuild(make):
 
 
 @pytest.mark.parametrize("make", [cmaes, nsga2])
+def test_results_that_come_late_or_change_are_told_anew(make):
+    """Six trials run side by side and end in any order, now and then one is evaluated once more."""
+    problem, rng = bowl if make is cmaes else two_bowls, np.random.default_rng(1)
+    proposer, observed, running = make(SQUARE, 0), [], []
+    for number in range(5 * POPULATION):
+        proposal = proposer.propose(number, observed)
+        assert make(SQUARE, 0).propose(number, observed) == proposal
+        observed.append(Observed(proposal.config, {}, generation=proposal.generation))
+        running.append(observed[-1])
+        if len(running) == 6:
+            ended = running.pop(int(rng.integers(6)))
+            ended.results = problem(ended.config)
+        if number % 7 == 6:
+            again = observed[int(rng.integers(number))]
+            for standing in again.results.values():
+                again.results = {1: Standing(tuple(2 * loss for loss in standing.losses))}
+
+
+@pytest.mark.parametrize(("make", "owner", "step"), [(cmaes, CMA, "tell"), (nsga2, Nsga2, "_best")])
+def test_no_proposal_goes_through_the_old_generations_again(make, owner, step, monkeypatch):
+    taken, original = [], getattr(owner, step)
+    monkeypatch.setattr(
+        owner, step, lambda self, *arguments: (taken.append(1), original(self, *arguments))[1]
+    )
+    observe(make(SQUARE, 0), 6 * POPULATION, bowl if make is cmaes else two_bowls)
+    assert len(taken) == 5
+
+
+@pytest.mark.parametrize("make", [cmaes, nsga2])
 def test_a_generation_waits_for_its_results_and_goes_on_meanwhile(make):
     """Trials without a result (running, failed, not a number) are made up for by more of the same."""
     problem = bowl if make is cmaes else two_bowls
@@ -353,7 +384,7 @@ def test_a_sampler_is_shown_what_optuna_would_make_of_results_and_no_copies_of_i
         (Observed({"x": float(x), "y": float(y)}), Standing((float(x),), violation=float(y > 0.5)))
         for x, y in rng.random((20, 2))
     ]
-    told = _study(SQUARE, shown, make_sampler("tpe", 5)(0)).get_trials(deepcopy=False)
+    told = study_of(SQUARE, shown, optuna.samplers.RandomSampler()).get_trials(deepcopy=False)
     assert all(deepcopy(trial) is trial for trial in told)
     for number, (trial, (observed, standing)) in enumerate(zip(told, shown, strict=True)):
         own = optuna.trial.create_trial(

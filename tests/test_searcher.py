@@ -13,7 +13,7 @@ import optuna
 import pytest
 
 from search_spaces import Choice, Float, Space
-from tuning.search.optuna_proposers import Modelled, make_sampler
+from tuning.search.optuna_proposers import Modelled
 from tuning.search.proposers import Grid, Proposal, Random, Sobol
 from tuning.search.ranking import Standing
 from tuning.search.searcher import Searcher
@@ -29,7 +29,7 @@ SPACE = Space(
 
 
 def tpe(space, seed=0, *, levels=(1,), enough=10):
-    return Modelled(space, seed, sampler=make_sampler("tpe", enough), levels=levels, enough=enough)
+    return Modelled(space, seed, algorithm="tpe", levels=levels, enough=enough)
 
 
 def open_searcher(folder, space=SPACE, **options):

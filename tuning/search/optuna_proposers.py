@@ -1,23 +1,24 @@
-"""Optuna's samplers as proposers: `tpe`, `gp` and `nsga2`, each shown a study of what may be compared."""
+"""Optuna's models as proposers: `tpe` and `gp`, each shown a study of what may be compared."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optuna
-from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces import Space
-from tuning.search.proposers import POPULATION, Observed, Proposal, Random, seed_of
+from tuning.search.proposers import Observed, Proposal, Random, seed_of
 from tuning.search.ranking import Standing
 
-#: Most trials that a library's model is built from: the best half and the latest half.
-MODELLED = 1000
+#: Most trials that a model is built from, the best half and the latest half: a proposal of `tpe` from so many
+#: takes 20 ms, one of `gp` .3 s.
+MODELLED = {"tpe": 1000, "gp": 300}
 
 
 class Modelled:
@@ -29,7 +30,7 @@ class Modelled:
     both are (it then searched worse than random).
 
     Args:
-        sampler: makes the sampler of a trial from its seed.
+        algorithm: `tpe` or `gp`.
         levels: epochs at which trials are evaluated in full, ascending.
         enough: results that a rung needs before it is learnt from; below that, draws are random.
         ranked: show trials of lower rungs, too; with one objective only.
@@ -41,7 +42,7 @@ class Modelled:
         space: Space,
         seed: int,
         *,
-        sampler: Callable[[int], BaseSampler],
+        algorithm: Literal["tpe", "gp"],
         levels: Sequence[int],
         enough: int,
         ranked: bool = False,
@@ -49,7 +50,7 @@ class Modelled:
     ):
         self._ranked, self._earlier = ranked, earlier
         self._space, self._seed = space, seed
-        self._sampler, self._levels, self._enough = sampler, levels, enough
+        self._algorithm, self._levels, self._enough = algorithm, levels, enough
         self._random = Random(space, seed)
 
     def propose(self, number: int, observed: Sequence[Observed]) -> Proposal:
@@ -62,48 +63,34 @@ class Modelled:
         objectives = next(len(o.results[level].losses) for o in observed if o.comparable_at(level))
         if self._ranked and objectives == 1:
             lower = [each for each in self._levels if each <= level]
-            shown = _most_telling(observed, lower, ranked=True)
+            shown = _most_telling(observed, lower, MODELLED[self._algorithm], ranked=True)
         else:
-            shown = _most_telling(observed, [level])
-        sampler = self._sampler(seed_of(self._seed, number))
-        study = _study(self._space, shown, sampler)
-        why = f"{type(sampler).__name__}, from {len(shown)} results up to epoch {level}"
+            shown = _most_telling(observed, [level], MODELLED[self._algorithm])
+        study = study_of(self._space, shown, self._sampler(number))
+        why = f"{self._algorithm}, from {len(shown)} results up to epoch {level}"
         return Proposal(self._space.suggest(study.ask()), why=why)
 
-
-class Nsga2:
-    """NSGA-II (Deb et al. 2002) on the results of the lowest rung, which every trial reaches."""
-
-    def __init__(self, space: Space, seed: int, *, levels: Sequence[int]):
-        self._space, self._seed, self._level = space, seed, levels[0]
-
-    def propose(self, number: int, observed: Sequence[Observed]) -> Proposal:
-        """A child of the last full generation."""
-        shown = [(o, o.results[self._level]) for o in observed if o.comparable_at(self._level)]
-        sampler = NSGAIISampler(population_size=POPULATION, seed=seed_of(self._seed, number))
-        key = sampler._get_generation_key()
-        study = _study(self._space, shown, sampler, note=lambda trial: {key: trial.generation})
-        trial = study.ask()
-        config = self._space.suggest(trial)
-        generation = study.get_trials(deepcopy=False)[-1].system_attrs.get(key, 0)
-        return Proposal(config, generation, why=f"NSGA-II, generation {generation}")
-
-
-def make_sampler(algorithm: str, startup_trials: int) -> Callable[[int], BaseSampler]:
-    """`tpe` or `gp` of Optuna, every option said out loud."""
-    if algorithm == "gp":
-        return lambda seed: GPSampler(
-            seed=seed, n_startup_trials=startup_trials, deterministic_objective=False
+    def _sampler(self, number: int) -> BaseSampler:
+        seed = seed_of(self._seed, number)
+        if self._algorithm == "gp":
+            return GPSampler(
+                seed=seed,
+                n_startup_trials=self._enough,
+                independent_sampler=RandomSampler(seed=seed),  # of what is conditional
+                warn_independent_sampling=False,
+                deterministic_objective=False,
+            )
+        return TPESampler(
+            seed=seed,
+            n_startup_trials=self._enough,
+            n_ei_candidates=24,
+            gamma=None,  # a tenth is good, with one objective at most 25
+            weights=None,  # all the same, but the latest 25 count more
+            # Shown only comparable results, Optuna 5's defaults (multivariate, constant_liar) are no better.
+            multivariate=False,
+            group=False,
+            constant_liar=False,
         )
-    return lambda seed: TPESampler(
-        seed=seed,
-        n_startup_trials=startup_trials,
-        n_ei_candidates=24,
-        # Shown only comparable results, Optuna 5's defaults (multivariate, constant_liar) are no better.
-        multivariate=False,
-        group=False,
-        constant_liar=False,
-    )
 
 
 def highest_level(observed: Sequence[Observed], levels: Sequence[int], enough: int) -> int | None:
@@ -115,11 +102,11 @@ def highest_level(observed: Sequence[Observed], levels: Sequence[int], enough: i
 
 
 def _most_telling(
-    observed: Sequence[Observed], levels: Sequence[int], *, ranked: bool = False
+    observed: Sequence[Observed], levels: Sequence[int], most: int, *, ranked: bool = False
 ) -> list[tuple[Observed, Standing]]:
     """Trials, each with its result at the last of `levels` that it reached.
 
-    All of them, or where they are many the best half and the latest half of `MODELLED`: models cost by their
+    All of them, or where they are many the best half and the latest half of `most`: models cost by their
     number. It is asked for every proposal, so what it does for each trial is little.
 
     Args:
@@ -133,11 +120,11 @@ def _most_telling(
     ]
     keys = np.array([(standing.losses[0], standing.violation, -level) for _, standing, level in last])
     places = np.argsort(np.lexsort(keys.T)).tolist()
-    best, latest = MODELLED // 2, len(last) - MODELLED // 2
+    best, latest = most // 2, len(last) - most // 2
     return [
         (trial, Standing((float(place),)) if ranked else standing)
         for index, ((trial, standing, _), place) in enumerate(zip(last, places, strict=True))
-        if len(last) <= MODELLED or place < best or index >= latest
+        if len(last) <= most or place < best or index >= latest
     ]
 
 
@@ -148,20 +135,25 @@ class _Told(FrozenTrial):
         return self
 
 
-def _study(
+def study_of(
     space: Space,
     shown: Sequence[tuple[Observed, Standing]],
     sampler: BaseSampler,
-    note: Callable[[Observed], dict[str, Any]] = lambda trial: {},
+    notes: Sequence[dict[str, Any]] = (),
 ) -> optuna.Study:
-    """A study in memory that holds these results, all of them to be minimised."""
+    """A study in memory that holds these results, all of them to be minimised.
+
+    Args:
+        shown: trials with how they stand; none: it has two objectives.
+        notes: what the sampler's own notes on each of them are; none: it has none.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     objectives = len(shown[0][1].losses) if shown else 2
     study = optuna.create_study(sampler=sampler, directions=["minimize"] * objectives)
     distributions = space.distributions()
     constrained = any(standing.violation for _, standing in shown)
     now = datetime.now()
-    for trial, standing in shown:
+    for (trial, standing), note in zip(shown, notes or [{}] * len(shown), strict=True):
         told = _Told(
             number=-1,  # the study counts
             trial_id=-1,
@@ -173,7 +165,7 @@ def _study(
             params=dict(trial.config),
             distributions={name: distributions[name] for name in trial.config},
             user_attrs={},
-            system_attrs=note(trial),
+            system_attrs=dict(note),
             intermediate_values={},
         )
         if constrained:

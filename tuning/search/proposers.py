@@ -2,7 +2,8 @@
 
 A proposer holds no state: the same number and the same observations give the same configuration, in a
 process that was restarted, too. This file knows the search space and the libraries that search it; it knows
-neither files nor Ray nor when a trial starts or ends. `auto`, our own method, is `tuning/search/auto.py`.
+neither files nor Ray nor when a trial starts or ends. Those with libraries behind them are in
+`optuna_proposers.py` and `population_proposers.py`; our own method, `auto`, is `tuning/search/auto.py`.
 """
 
 from __future__ import annotations
@@ -13,16 +14,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
-import cmaes
 import numpy as np
 from scipy.stats import qmc
 
 from search_spaces import Space
-from search_spaces.domains import Choice
 from tuning.search.ranking import Standing
-
-#: Trials of one generation of `cmaes` and `nsga2`; gangs are few, so that generations must be small.
-POPULATION = 16
 
 
 @dataclass
@@ -136,55 +132,6 @@ class Replayed:
     def propose(self, number: int, observed: Sequence[Observed]) -> Proposal | None:
         """The configuration of this number; None after the last."""
         return Proposal(dict(self._configs[number])) if number < len(self._configs) else None
-
-
-class CmaEs:
-    """CMA-ES (Hansen 2016) over numeric hyperparameters, scaled to 0 to 1, on the results of the lowest rung;
-    choices are drawn at random."""
-
-    def __init__(self, space: Space, seed: int, *, levels: Sequence[int]):
-        self._space, self._seed, self._level = space, seed, levels[0]
-        self._numeric = sorted(name for name, domain in space.items() if not isinstance(domain, Choice))
-
-    def propose(self, number: int, observed: Sequence[Observed]) -> Proposal:
-        """A draw from the distribution that the full generations lead to."""
-        rng = np.random.default_rng([self._seed, number])
-        units = dict(zip(sorted(self._space), rng.random(len(self._space)).tolist(), strict=True))
-        if len(self._numeric) < 2:  # the library needs two dimensions
-            return Proposal(self._space.at(units), why="drawn at random: CMA-ES needs two numbers")
-        optimizer = cmaes.CMA(
-            mean=np.full(len(self._numeric), 0.5),
-            sigma=0.3,
-            bounds=np.array([[0.0, 1.0]] * len(self._numeric)),
-            population_size=POPULATION,
-            seed=seed_of(self._seed, number),
-        )
-        while (told := self._generation(observed, optimizer.generation)) is not None:
-            optimizer.tell(told)
-        units |= dict(zip(self._numeric, map(float, optimizer.ask()), strict=True))
-        why = f"drawn by CMA-ES, generation {optimizer.generation}"
-        return Proposal(self._space.at(units), optimizer.generation, why=why)
-
-    def _generation(
-        self, observed: Sequence[Observed], generation: int
-    ) -> list[tuple[np.ndarray, float]] | None:
-        members = [o for o in observed if o.generation == generation and o.comparable_at(self._level)]
-        if len(members) < POPULATION:
-            return None
-        worst = max(o.results[self._level].losses[0] for o in members)
-        return [
-            (
-                self._point(o.config),
-                standing.losses[0] if not standing.violation else worst + standing.violation,
-            )
-            for o in members[:POPULATION]
-            for standing in [o.results[self._level]]
-        ]
-
-    def _point(self, config: Mapping[str, Any]) -> np.ndarray:
-        return np.array(
-            [self._space[n].unit(config[n]) if n in config else 0.5 for n in self._numeric]  # type: ignore[union-attr]
-        )
 
 
 def seed_of(seed: int, number: int) -> int:

@@ -12,9 +12,10 @@ from tuning.experiment import Experiment
 from tuning.plan import grid_size
 from tuning.search.auto import Auto
 from tuning.search.front_scheduler import FrontScheduler
-from tuning.search.optuna_proposers import Modelled, Nsga2, make_sampler
+from tuning.search.optuna_proposers import Modelled
 from tuning.search.pbt import Pbt
-from tuning.search.proposers import CmaEs, Grid, Observed, Proposer, Random, Sobol
+from tuning.search.population_proposers import CmaEs, Nsga2
+from tuning.search.proposers import Grid, Observed, Proposer, Random, Sobol
 from tuning.search.scheduler import PromotingAsha, Scheduler, StoppingAsha
 from tuning.search.searcher import Searcher
 
@@ -102,7 +103,7 @@ def make_proposer(experiment: Experiment, earlier: Sequence[Observed] = ()) -> P
             return Modelled(
                 space,
                 settings.seed,
-                sampler=make_sampler(settings.algorithm, settings.startup_trials),
+                algorithm=settings.algorithm,
                 levels=levels,
                 enough=settings.startup_trials,
                 ranked=settings.algorithm == "tpe",
