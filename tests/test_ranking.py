@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuning.search.ranking import Standing, best_first, best_of, dominated, front, hypervolume, pareto_order
+from tuning.search.ranking import Standing, best_first, dominated, front, hypervolume, pareto_order
 
 few = st.integers(0, 4).map(float)  # so that ties and dominance are frequent
 some_points = st.integers(2, 3).flatmap(
@@ -131,17 +131,6 @@ def test_the_order_of_standings(given):
         in_place = sorted(kept)
         places = pareto_order(np.array([given[i].losses for i in in_place]))
         assert kept == [in_place[place] for place in places]
-
-
-@given(any_standings, st.data())
-def test_the_best_of_some_is_the_first_of_them_in_the_order_of_all(given, data):
-    if not given:
-        return
-    candidates = data.draw(st.lists(st.sampled_from(range(len(given))), min_size=1, unique=True))
-    best = best_of(given, candidates)
-    order = best_first(given)
-    assert best in candidates
-    assert all(order.index(best) <= order.index(other) for other in candidates)
 
 
 @given(standings(2))

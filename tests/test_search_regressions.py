@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from search_spaces import Choice, Float, Int, Space
 from tuning.events import TrialEnded, TrialStarted
 from tuning.experiment import Experiment
-from tuning.search.proposers import CmaEs, Grid, Random
+from tuning.search.population_proposers import CmaEs
+from tuning.search.proposers import Grid, Random
 from tuning.search.searcher import Searcher
 from tuning.simulation.simulator import simulate
 

@@ -50,12 +50,6 @@ def best_first(standings: Sequence[Standing]) -> list[int]:
     return order + [index for index, standing in enumerate(standings) if not standing.finite]
 
 
-def best_of(standings: Sequence[Standing], candidates: Sequence[int]) -> int:
-    """The best of the `candidates` (indices, at least one), where all `standings` set the measure."""
-    wanted = set(candidates)
-    return next(index for index in best_first(standings) if index in wanted)
-
-
 def dominated(standing: Standing, others: Iterable[Standing]) -> bool:
     """Whether one of `others` is at least as good in every objective, or less of a violation."""
     return any(
@@ -69,21 +63,27 @@ def dominated(standing: Standing, others: Iterable[Standing]) -> bool:
 
 
 def pareto_order(losses: NDArray[np.float64]) -> list[int]:
-    """Rows of `losses` (float64 [points, objectives]) by front, within it by hypervolume contribution.
-
-    Contributions are of losses scaled to the range of all rows, from a reference a tenth beyond the worst,
-    so that no objective's unit decides.
-    """
+    """Rows of `losses` (float64 [points, objectives]) by front, within it by hypervolume contribution."""
     if len(losses) < 2:
         return list(range(len(losses)))
-    low, span = losses.min(axis=0), np.ptp(losses, axis=0)
-    scaled = (losses - low) / np.where(span > 0, span, 1.0)
-    ranks = moocore.pareto_rank(scaled)
+    scaled, ranks = ranked(losses)
     contribution = np.zeros(len(losses))
     for rank in np.unique(ranks):
-        members = ranks == rank
-        contribution[members] = moocore.hv_contributions(scaled[members], ref=np.full(losses.shape[1], 1.1))
+        contribution[ranks == rank] = contributions(scaled[ranks == rank])
     return [int(index) for index in np.lexsort((np.arange(len(losses)), -contribution, ranks))]
+
+
+def ranked(losses: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Rows of `losses` [points, objectives], scaled to 0 to 1 in each objective so that no unit decides; and
+    the front of each, 0 for what no other dominates."""
+    low, span = losses.min(axis=0), np.ptp(losses, axis=0)
+    scaled = (losses - low) / np.where(span > 0, span, 1.0)
+    return scaled, moocore.pareto_rank(scaled)
+
+
+def contributions(scaled: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Hypervolume that a front of `ranked` losses would lose without each, from a tenth beyond the worst."""
+    return moocore.hv_contributions(scaled, ref=np.full(scaled.shape[1], 1.1))
 
 
 def hypervolume(losses: ArrayLike, reference: Sequence[float]) -> float:

@@ -8,14 +8,13 @@ experiment's `scheduler` section; without rungs nothing ever ends early.
 
 from __future__ import annotations
 
-import bisect
-import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
-from tuning.search.ranking import Standing, best_first, best_of
+from tuning.search.arrivals import Arrivals
+from tuning.search.ranking import Standing
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,21 @@ class Scheduler(Protocol):
 class _Rung:
     """The trials that reached a rung."""
 
-    standings: list[Standing] = field(default_factory=list)  # in the order of arrival
-    members: list[str] = field(default_factory=list)  # trial_id by the same index
+    arrivals: Arrivals = field(default_factory=Arrivals)
+    members: list[str] = field(default_factory=list)  # trial_id by the index of its arrival
     index: dict[str, int] = field(default_factory=dict)
-    waiting: list[tuple[float, float, int]] = field(default_factory=list)  # a heap, the best first
     promoted: set[str] = field(default_factory=set)
-    dropped: set[str] = field(default_factory=set)
+
+    def enter(self, trial_id: str, standing: Standing) -> None:
+        self.index[trial_id] = self.arrivals.add(standing)
+        self.members.append(trial_id)
+
+    def promote_best(self) -> str | None:
+        best = self.arrivals.take_best()
+        if best is None:
+            return None
+        self.promoted.add(self.members[best])
+        return self.members[best]
 
 
 class PromotingAsha(Scheduler):
@@ -105,50 +113,30 @@ class PromotingAsha(Scheduler):
         if not standing.finite:
             return Decision("stop", f"rung {level}: not a finite number", level)
         if trial_id not in rung.index:
-            self._enter(rung, trial_id, standing)
+            rung.enter(trial_id, standing)
         return Decision("pause", f"rung {level}: waits for promotion", level)
 
     def next_promotion(self, *, or_new: bool = True) -> tuple[str, str] | None:
         """From the highest rung down; None where every rung has given what it has."""
         for level, rung in reversed([*enumerate(self._rungs)]):
-            if len(rung.promoted) < len(rung.members) // self._reduction_factor:
-                best = self._best_waiting(rung)
-                if best is not None:
-                    rung.promoted.add(best)
-                    given = f"{len(rung.promoted)} of {len(rung.members)} promoted"
-                    return best, f"rung {level}: the best that waits, {given}"
+            due = len(rung.promoted) < len(rung.members) // self._reduction_factor
+            if due and (best := rung.promote_best()) is not None:
+                given = f"{len(rung.promoted)} of {len(rung.members)} promoted"
+                return best, f"rung {level}: the best that waits, {given}"
         return None
 
     def went_on(self, trial_id: str, epoch: int) -> None:
         """It was promoted at every rung before `epoch`."""
         for rung_epoch, rung in zip(self._epochs, self._rungs, strict=True):
             if rung_epoch < epoch and trial_id in rung.index:
+                rung.arrivals.take(rung.index[trial_id])
                 rung.promoted.add(trial_id)
 
     def drop(self, trial_id: str) -> None:
         """Take a trial out of the queues; it stays in the rungs that it reached."""
         for rung in self._rungs:
             if trial_id in rung.index:
-                rung.dropped.add(trial_id)
-
-    def _enter(self, rung: _Rung, trial_id: str, standing: Standing) -> None:
-        index = rung.index[trial_id] = len(rung.members)
-        rung.members.append(trial_id)
-        rung.standings.append(standing)
-        heapq.heappush(rung.waiting, (*standing.key, index))
-
-    def _best_waiting(self, rung: _Rung) -> str | None:
-        """The heap knows the order of one objective; of several, it changes with every arrival."""
-        gone = rung.promoted | rung.dropped if len(rung.standings[0].losses) > 1 else None
-        if gone is not None:
-            waiting = [i for i, member in enumerate(rung.members) if member not in gone]
-            return rung.members[best_of(rung.standings, waiting)] if waiting else None
-        while rung.waiting:
-            _, _, index = heapq.heappop(rung.waiting)
-            trial_id = rung.members[index]
-            if trial_id not in rung.promoted and trial_id not in rung.dropped:
-                return trial_id
-        return None
+                rung.arrivals.take(rung.index[trial_id])
 
 
 class StoppingAsha(Scheduler):
@@ -166,8 +154,7 @@ class StoppingAsha(Scheduler):
         """
         self._epochs = _ascending(rungs)
         self._reduction_factor = reduction_factor
-        self._standings: list[list[Standing]] = [[] for _ in rungs]
-        self._order: list[list[tuple[float, float]]] = [[] for _ in rungs]  # of one objective, the best first
+        self._arrivals = [Arrivals() for _ in rungs]
         self._decided: dict[tuple[int, str], Decision] = {}
 
     def report(self, trial_id: str, epoch: int, standing: Standing) -> Decision:
@@ -196,22 +183,12 @@ class StoppingAsha(Scheduler):
     def _decide(self, level: int, standing: Standing) -> Decision:
         if not standing.finite:  # nor may it move the cut of the others
             return Decision("stop", f"rung {level}: not a finite number", level)
-        standings = self._standings[level]
-        standings.append(standing)
-        place = self._place(level, standing)
-        where = f"rung {level}: place {place + 1} of {len(standings)}"
-        goes_on = place < math.ceil(len(standings) / self._reduction_factor)
+        arrivals = self._arrivals[level]
+        arrivals.add(standing)
+        place = arrivals.place_of_last()
+        where = f"rung {level}: place {place + 1} of {len(arrivals)}"
+        goes_on = place < math.ceil(len(arrivals) / self._reduction_factor)
         return Decision("continue" if goes_on else "stop", where, level)
-
-    def _place(self, level: int, standing: Standing) -> int:
-        """Of the last to come; behind its equals."""
-        standings = self._standings[level]
-        if len(standing.losses) > 1:
-            return best_first(standings).index(len(standings) - 1)
-        key = standing.key
-        place = bisect.bisect_right(self._order[level], key)
-        self._order[level].insert(place, key)
-        return place
 
 
 def _ascending(rungs: Sequence[int]) -> tuple[int, ...]:
