@@ -53,6 +53,20 @@ def test_workers_count_in_the_work(tmp_path):
         describe(tmp_path, training={"workers": 3}), finished(tmp_path), schedulers=["none"], seeds=1
     )
     assert list(frame["worker_s"]) == [3 * 108]
+    assert frame["cost"].isna().all()
+
+
+def test_the_cost_is_that_of_the_work_where_it_has_a_price(tmp_path):
+    budget = {"trials": 6, "price_per_hour": 2.5}
+    priced = describe(tmp_path, training={"workers": 3}, budget=budget)
+    frame = compare(priced, finished(tmp_path), schedulers=["none"], seeds=1)
+    assert list(frame["cost"]) == [pytest.approx(3 * 108 / 3600 * 2.5)]
+    arguments = ["--curves", "finished", "--gangs", "1", "--schedulers", "none"]
+    heads = [
+        simulate(tmp_path, *arguments, budget=each).output.splitlines()[0].split()
+        for each in (budget, {"trials": 6})
+    ]
+    assert "cost" in heads[0] and "cost" not in heads[1]
 
 
 def test_a_replay_runs_the_earlier_configurations_in_their_order(tmp_path):

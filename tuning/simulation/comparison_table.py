@@ -31,8 +31,10 @@ def comparison_table(frame: pd.DataFrame, experiment: Experiment) -> Table:
     """A row per scheduler and number of gangs: means over the seeds, `±` their standard deviation."""
     means = averaged(frame)
     several, volume = frame["seed"].nunique() > 1, frame["hypervolume"].notna().any()
+    priced = frame["cost"].notna().any()
     best = f"best {experiment.objectives[0].metric}"
-    heads = ["scheduler", "gangs", "trials", "epochs", "of none", "work", "time", best]
+    heads = ["scheduler", "gangs", "trials", "epochs", "of none", "work", *(["cost"] if priced else [])]
+    heads += ["time", best]
     heads += [*(["±"] if several else []), *(["hypervolume"] if volume else []), "found after", "at epoch"]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for head in heads:
@@ -40,7 +42,8 @@ def comparison_table(frame: pd.DataFrame, experiment: Experiment) -> Table:
     for row in means.to_dict("records"):
         cells = [row["scheduler"], number(row["gangs"]), _whole(row["trials"]), _whole(row["epochs"])]
         cells += ["-" if missing(row["of_none"]) else f"{100 * row['of_none']:.0f} %"]
-        cells += [duration(row["worker_s"]), duration(row["time_s"]), number(row["best"])]
+        cells += [duration(row["worker_s"]), *([number(row["cost"])] if priced else [])]
+        cells += [duration(row["time_s"]), number(row["best"])]
         cells += [number(row["best_sd"])] if several else []
         cells += [number(row["hypervolume"])] if volume else []
         cells += [

@@ -41,6 +41,7 @@ COLUMNS = {
     "epochs": INT,
     "of_none": FLOAT,  # epochs as a share of those that scheduler `none` took, same gangs and seed
     "worker_s": FLOAT,  # seconds of work, summed over workers
+    "cost": FLOAT,  # of that work, at `budget.price_per_hour`
     "time_s": FLOAT,  # virtual time to the end
     "best": FLOAT,  # first objective of the best trial, constraints respected
     "best_at_s": FLOAT,  # virtual time at which it was found

@@ -10,6 +10,7 @@ from typing import Any
 from tuning.events import Event, TrialEnded, TrialStarted
 from tuning.experiment import Experiment
 from tuning.search import ranking
+from tuning.search.budget import HOUR_S
 from tuning.simulation.simulator import SimulatedEpoch
 from tuning.tables.comparison import WENT_WRONG, Comparison
 from tuning.tables.schema import figure_column
@@ -25,6 +26,7 @@ class Outcome:
     def __init__(self, experiment: Experiment):
         self._comparison = Comparison(experiment)
         self._metric = experiment.objectives[0].metric
+        self._price = experiment.budget.price_per_hour
         self._started: set[str] = set()
         self._wrong: set[str] = set()
         self._bests: dict[str, tuple[float, float, int, float, float]] = {}  # by trial_id
@@ -64,13 +66,16 @@ class Outcome:
             self._losses.append((done.trial_id, losses))
 
     def row(self) -> dict[str, Any]:
-        """Columns of a comparison; `hypervolume` only where several objectives all have a `reference`."""
+        """Columns of a comparison; `cost` only where there is a price, `hypervolume` only where several
+        objectives all have a `reference`."""
         row: dict[str, Any] = {
             "trials": len(self._started),
             "epochs": self.epochs,
             "worker_s": self._worker_s,
             "time_s": self._time_s,
         }
+        if self._price is not None:
+            row["cost"] = self._worker_s / HOUR_S * self._price
         sound = [best for trial_id, best in self._bests.items() if trial_id not in self._wrong]
         if sound:
             _, _, row["best_at_epochs"], row["best_at_s"], row["best"] = min(sound)
