@@ -38,6 +38,7 @@ budgets = st.fixed_dictionaries(
     optional={
         "epochs": st.integers(1, 60),
         "worker_hours": st.floats(0.001, 0.2),
+        "money": st.floats(0.01, 2.0),
         "time": st.floats(1, 400),
         "plateau": st.integers(2, 9),
     },
@@ -53,7 +54,7 @@ def described(scheduler, budget, objectives=1, algorithm="random", seed=0):
             "constraints": [{"metric": "size", "max": 1.0}],
             "search": {"algorithm": algorithm, "startup_trials": 4, "seed": seed},
             "scheduler": scheduler,
-            "budget": budget,
+            "budget": budget | ({"price_per_hour": 10.0} if "money" in budget else {}),
         }
     )
 
@@ -140,9 +141,12 @@ searches = st.tuples(
 @DEADLINES
 @given(searches)
 def test_no_trial_runs_twice_at_the_same_time_nor_more_than_there_are_gangs(search):
-    experiment, curves, gangs = search
+    runs_on_gangs(run(*search)[0], search[2])
+
+
+def runs_on_gangs(told, gangs):
     running = set()
-    for event in run(*search)[0]:
+    for event in told:
         if isinstance(event, TrialStarted):
             assert event.trial_id not in running
             running.add(event.trial_id)
@@ -158,13 +162,15 @@ def test_no_trial_runs_twice_at_the_same_time_nor_more_than_there_are_gangs(sear
 @DEADLINES
 @given(searches)
 def test_the_epochs_of_every_trial_are_counted_from_one_without_gaps(search):
-    told, epochs, _ = run(*search)
+    counted_from_one(*run(*search)[:2], search[0].scheduler.max_epochs)
+
+
+def counted_from_one(told, epochs, longest):
     done = {}
     for event in told:
         if isinstance(event, EpochReported):
             done.setdefault(event.trial_id, []).append(event.epoch)
     assert sum(map(len, done.values())) == len(epochs)
-    longest = search[0].scheduler.max_epochs
     for trial_id, numbers in done.items():
         assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) <= longest, trial_id
     ended = {event.trial_id: event.state for event in told if isinstance(event, TrialEnded)}
@@ -207,8 +213,12 @@ def test_the_best_trial_is_complete_though_rivals_overtake_each_other(kinds, epo
 @DEADLINES
 @given(searches)
 def test_nothing_is_heard_of_a_trial_after_its_end(search):
+    silent_after_the_end(run(*search)[0])
+
+
+def silent_after_the_end(told):
     over = set()
-    for event in run(*search)[0]:
+    for event in told:
         assert event.trial_id not in over
         if isinstance(event, TrialEnded) and event.state in FINAL_STATES:
             over.add(event.trial_id)
@@ -232,19 +242,21 @@ def test_promotions_are_one_in_reduction_factor_of_a_rung_and_nobody_is_promoted
 @given(searches)
 def test_a_budget_is_never_overspent_by_more_than_what_runs(search):
     experiment, curves, gangs = search
-    told, epochs, _ = run(*search)
-    budget = experiment.budget
-    assert len({event.trial_id for event in told}) <= budget.trials
+    within_budget(*run(*search)[:2], experiment.budget, gangs)
+
+
+def within_budget(told, epochs, budget, gangs):
+    if budget.trials is not None:
+        assert len({event.trial_id for event in told}) <= budget.trials
     if budget.epochs is not None:
         assert len(epochs) <= budget.epochs + gangs - 1
     if budget.time_s is not None:
         began = [epoch.at_s - epoch.metrics["seconds"] for epoch in epochs]
         assert all(at_s < budget.time_s for at_s in began)
-    if budget.worker_hours is not None:
+    hours = [budget.worker_hours, budget.money and budget.money / budget.price_per_hour]
+    for limit in filter(None, hours):
         longest = max((epoch.metrics["worker_s"] for epoch in epochs), default=0.0)
-        assert sum(epoch.metrics["worker_s"] for epoch in epochs) <= (
-            budget.worker_hours * 3600 + gangs * longest
-        )
+        assert sum(epoch.metrics["worker_s"] for epoch in epochs) <= limit * 3600 + gangs * longest
 
 
 @settings(max_examples=25, deadline=None)
@@ -263,6 +275,55 @@ def test_equal_inputs_give_equal_decisions(experiment, curves, gangs):
     one, two = (run(experiment, curves, gangs) for _ in range(2))
     assert repr(one[:2]) == repr(two[:2])  # NaN equals nothing, but reads the same
     assert (one[2] and one[2].decisions) == (two[2] and two[2].decisions)
+
+
+@DEADLINES
+@given(
+    st.builds(
+        described,
+        st.builds(
+            lambda low, span, factor: {
+                "min_epochs": low,
+                "max_epochs": low + span,
+                "reduction_factor": factor,
+            },
+            st.integers(1, 3),
+            st.integers(0, 9),
+            st.integers(2, 4),
+        ),
+        st.fixed_dictionaries(
+            {"epochs": st.integers(1, 60)},
+            optional={
+                "worker_hours": st.floats(0.01, 0.2),
+                "money": st.floats(0.1, 2.0),
+                "time": st.floats(1, 400),
+            },
+        ),
+        st.integers(1, 2),
+        st.just("auto"),
+        st.integers(0, 99),
+    ),
+    st.builds(random_curves, st.integers(0, 2**31), st.sampled_from([0.0, 0.1, 0.5])),
+    st.integers(1, 12),
+)
+def test_all_of_it_holds_where_the_model_decides(experiment, curves, gangs):
+    told, epochs, watched = run(experiment, curves, gangs)
+    assert watched is None, "no other scheduler was made"
+    runs_on_gangs(told, gangs)
+    counted_from_one(told, epochs, experiment.scheduler.max_epochs)
+    silent_after_the_end(told)
+    within_budget(told, epochs, experiment.budget, gangs)
+    at, paused = {}, set()
+    for event in told:
+        if isinstance(event, EpochReported):
+            at[event.trial_id] = event.epoch
+        elif isinstance(event, TrialEnded) and event.state == "paused":
+            paused.add(event.trial_id)
+        elif isinstance(event, TrialStarted):
+            assert (event.trial_id in paused) == (event.trial_id in at), "goes on only from where it waits"
+            paused.discard(event.trial_id)
+            assert event.why
+    assert repr(run(experiment, curves, gangs)[:2]) == repr((told, epochs))
 
 
 class Rungs(RuleBasedStateMachine):
