@@ -112,6 +112,20 @@ class TestReopening:
         shutil.copytree(photos.path, tmp_path / "elsewhere")  # keeps times
         assert prepare(photos.model_copy(update={"path": tmp_path / "elsewhere"})).decoded == 0
 
+    def test_copies_are_the_same_data_and_other_captions_are_not(self, photos, tmp_path, monkeypatch):
+        first = prepare(photos)
+        shutil.copytree(photos.path, tmp_path / "copy", copy_function=shutil.copyfile)  # now
+        copy = photos.model_copy(update={"path": tmp_path / "copy", "tokenizer": "bpe"})
+        monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
+        assert prepare(copy).identity == first.identity and prepare(copy).key != first.key
+        file = tmp_path / "copy" / "captions.txt"
+        before = file.read_text()
+        for now in (before.replace("7.png,a photo", "7.png,one photo"), before.replace("7.png", "5.png")):
+            file.write_text(now)
+            assert prepare(copy).identity != first.identity
+        file.write_text(before)
+        assert prepare(copy).identity == first.identity
+
     def test_another_code_version_is_another_cache(self, photos, monkeypatch):
         first = prepare(photos)
         monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)

@@ -3,7 +3,7 @@
 import pytest
 
 from tuning.experiment import Experiment, ExperimentError
-from tuning.resuming import refuse_changes
+from tuning.resuming import refuse_changes, refuse_other_data
 from tuning.tables.results_writer import ResultsWriter
 from tuning.tables.storage import UnreadableResults, write_description
 
@@ -80,6 +80,20 @@ def test_children_of_a_search_that_compressed_are_for_compress(tmp_path):
         refuse_changes(children, joint.folder)
     first, second = refusal.value.problems
     assert f"`captune compress {joint.name}`" in first and second.startswith("search.seed: is 5")
+
+
+def test_other_data_are_refused_where_both_are_known(folder):
+    began, experiment = ["captune", "run"], Experiment.from_dict(SPEC)
+    refuse_other_data(folder, "5ea")  # the first run was of a version that recorded none
+    (folder / "environment.json").unlink()
+    write_description(experiment, command=began, data="5ea")
+    write_description(experiment, command=[*began, "--resume"], data="5ea")
+    for identity in ("5ea", None):
+        refuse_other_data(folder, identity)
+    with pytest.raises(ExperimentError, match="data: has changed since the results in .*birds; put it back"):
+        refuse_other_data(folder, "1a4d")
+    (folder / "trials.parquet").unlink()
+    refuse_other_data(folder, "1a4d")  # there is nothing to compare with
 
 
 def test_nothing_is_asked_before_there_are_results(folder):

@@ -13,8 +13,11 @@ import psutil
 import pytest
 import ray
 
+from trainables.curves import Curves
 from tuning import Experiment, load, run
 from tuning.events import EpochReported
+from tuning.experiment import ExperimentError
+from tuning.runner import compress
 from tuning.simulation.simulator import simulate
 from tuning.simulation.trainable_curves import TrainableCurves
 from tuning.tables.consistency import check_tables
@@ -178,6 +181,20 @@ def test_a_run_that_ended_by_its_plateau_is_finished(cluster, tmp_path):
     assert len(results.trials) < 10
     assert experiment_state(results) == "finished"
     assert len(run(flat, resume=True).trials) == len(results.trials), "and a resumed one does nothing"
+
+
+def test_a_run_whose_data_have_changed_is_not_gone_on_with(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(Curves, "identity", lambda data: "before", raising=False)
+    first = run(experiment(tmp_path, budget={"trials": 2}))
+    monkeypatch.setattr(Curves, "identity", lambda data: "after")
+    more = experiment(tmp_path, budget={"trials": 4})
+    with pytest.raises(ExperimentError, match="data: has changed since"):
+        run(more, resume=True)
+    with pytest.raises(ExperimentError, match="data: has changed since"):
+        compress(more)
+    assert len(load(first.folder).trials) == 2
+    monkeypatch.setattr(Curves, "identity", lambda data: "before")
+    assert len(run(more, resume=True).trials) == 4
 
 
 def test_a_second_run_of_the_same_name_is_refused(cluster, tmp_path):

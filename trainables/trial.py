@@ -77,6 +77,8 @@ class Trainable(Protocol):
     * `prepare(data, settings, *, progress) -> list[str]` does what every trial needs once per machine
       (decoding, caching) and returns lines for a person: what there is, what had to be skipped. Idempotent
       and safe to call from several processes at once; shows a progress bar where `progress` is true.
+    * `identity(data) -> str` says in a few characters, of prepared data, what trials learn from and are
+      judged on. It is kept with the experiment, which is not gone on with where it has changed since.
     * `export(checkpoint, folder)` turns a checkpoint into what would ship; without it, a copy ships.
     * `convert(folder, data) -> str` adds what other programs can run to what was exported, and says in lines
       what, and what it is worth on the experiment's `data` section: `captune export` calls it.

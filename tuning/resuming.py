@@ -11,7 +11,7 @@ import yaml
 from tuning.experiment import Experiment, ExperimentError
 from tuning.tables.ledger import Ledger
 from tuning.tables.schema import figure_column
-from tuning.tables.storage import UnreadableResults
+from tuning.tables.storage import UnreadableResults, recorded_data
 
 #: What decides how long and on what a run works, not what its figures mean.
 MAY_CHANGE = frozenset({"budget", "checkpoints", "compression", "storage", "training"})
@@ -54,6 +54,21 @@ def refuse_changes(experiment: Experiment, folder: Path) -> None:
     ]
     if problems:
         raise ExperimentError(problems)
+
+
+def refuse_other_data(folder: Path, identity: str | None) -> None:
+    """Refuse to go on in `folder` with other data than those that its results are of.
+
+    Args:
+        identity: what the trainable says of the data as they are now; None: nothing.
+
+    Raises:
+        ExperimentError: it was another.
+    """
+    before = recorded_data(folder)
+    if (folder / "trials.parquet").exists() and None not in (before, identity) and before != identity:
+        remedy = "put it back, or give the experiment another name"
+        raise ExperimentError([f"data: has changed since the results in {folder}; {remedy}"])
 
 
 def history(experiment: Experiment, ledger: Ledger) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -28,7 +28,7 @@ from tuning.gangs.places import refuse_unseen_folders
 from tuning.interruption import Interruption
 from tuning.quiet import measure_all
 from tuning.render import count
-from tuning.resuming import refuse_changes
+from tuning.resuming import refuse_changes, refuse_other_data
 from tuning.run_log import written_down
 from tuning.search.strategies import open_strategy
 from tuning.search.warm_start import earlier_trials
@@ -103,10 +103,11 @@ def run(
         interruption = stack.enter_context(Interruption())
         plan = _plan(experiment, say)
         refuse_unseen_folders(experiment)
-        _prepare_data(experiment, folder, say)
+        data = _prepare_data(experiment, folder, say)
+        refuse_other_data(folder, data)
         for line in learnt_from:
             say(line)
-        write_description(experiment, command=sys.argv)
+        write_description(experiment, command=sys.argv, data=data)
         searcher, scheduler = open_strategy(experiment, path=folder / "study.journal", earlier=earlier)
         everyone = [*listeners, log, *_found_listeners(experiment, experiment.name)]
         given_up = carry_out(
@@ -150,7 +151,7 @@ def compress(
         stack.enter_context(_connect()(experiment=experiment))
         interruption = stack.enter_context(Interruption())
         refuse_unseen_folders(experiment)
-        _prepare_data(experiment, folder, say)
+        refuse_other_data(folder, _prepare_data(experiment, folder, say))
         stack.enter_context(storage_is_needed())
         if mirror is not None:
             mirror.start()
@@ -257,13 +258,17 @@ def _plan(experiment: Experiment, say: Callable[[str], None]) -> GangPlan:
     return plan_in_time(experiment, say)
 
 
-def _prepare_data(experiment: Experiment, folder: Path, say: Callable[[str], None]) -> None:
-    """Let the trainable prepare its data; what it has to say is shown in short and kept in full."""
-    prepare = getattr(resolve_trainable(experiment.trainable), "prepare", None)
-    if prepare is None:
-        return
-    report = prepare(experiment.data, experiment.model, progress=sys.stderr.isatty()) or []
-    _show(report, folder / "data_report.txt", say)
+def _prepare_data(experiment: Experiment, folder: Path, say: Callable[[str], None]) -> str | None:
+    """Let the trainable prepare its data; what it has to say is shown in short and kept in full.
+
+    Returns:
+        The identity of the data, where the trainable says one.
+    """
+    trainable = resolve_trainable(experiment.trainable)
+    if hasattr(trainable, "prepare"):
+        report = trainable.prepare(experiment.data, experiment.model, progress=sys.stderr.isatty()) or []
+        _show(report, folder / "data_report.txt", say)
+    return trainable.identity(experiment.data) if hasattr(trainable, "identity") else None
 
 
 def _show(lines: Sequence[str], path: Path, say: Callable[[str], None]) -> None:

@@ -85,6 +85,11 @@ class Captioning:
             cached_features(prepared, encoder, progress=progress)
         return _data_report(prepared)
 
+    @classmethod
+    def identity(cls, data: Mapping[str, Any]) -> str:
+        """What is learnt from and judged on; of prepared data."""
+        return cache.prepare(check.read_data_settings(data)).identity
+
     # What becomes of a checkpoint, and of what was exported of it.
     variants = staticmethod(children.variants)
     starts_untrained = staticmethod(children.starts_untrained)

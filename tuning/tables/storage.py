@@ -99,17 +99,22 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
     _replace(path, lambda file: frame.to_parquet(file, index=False))
 
 
-def write_description(experiment: Experiment, *, command: Sequence[str]) -> None:
+def write_description(experiment: Experiment, *, command: Sequence[str], data: str | None = None) -> None:
     """Write `experiment.yaml` (resolved) and `environment.json`, where the run starts or is resumed.
 
     The first start stays at the top level of `environment.json`; each later one is added to `resumed`. What
     was noted of earlier runs goes.
+
+    Args:
+        command: how it was started.
+        data: the identity of its data, where its trainable says one.
     """
     folder = experiment.folder
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(experiment.to_dict(), sort_keys=False, allow_unicode=True)
     _replace(folder / "experiment.yaml", lambda file: file.write(text.encode()))
     now = describe_environment(command=command, seed=experiment.search.seed)
+    now |= {} if data is None else {"data": data}
     path = folder / "environment.json"
     try:
         record = json.loads(path.read_text())
@@ -130,10 +135,19 @@ def note(folder: Path, what: Note) -> None:
 
 def noted(folder: Path, what: Note) -> bool:
     """Whether that was noted; False where nothing can be read."""
+    return _environment(folder).get(what, False)
+
+
+def recorded_data(folder: Path) -> str | None:
+    """Identity of the data with which the experiment began; None where none was recorded."""
+    return _environment(folder).get("data")
+
+
+def _environment(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "environment.json").read_text()).get(what, False)
-    except (OSError, ValueError, AttributeError):
-        return False
+        return dict(json.loads((folder / "environment.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def _replace(path: Path, write: Callable[[Any], Any]) -> None:

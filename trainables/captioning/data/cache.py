@@ -80,6 +80,14 @@ class CaptionData:
             [any(side.search(caption) for caption in texts) for texts in self.captions], dtype=bool
         )
 
+    @cached_property
+    def identity(self) -> str:
+        """Hash of names, captions and splits; unlike `key` the same for copied files, and by later code."""
+        split_of = {int(index): split for split, indices in self.splits.items() for index in indices}
+        named = zip(self.names, self.captions, strict=True)
+        everything = [[name, texts, split_of[index]] for index, (name, texts) in enumerate(named)]
+        return hashlib.blake2b(json.dumps(everything).encode(), digest_size=12).hexdigest()
+
     def captions_of(self, split: str) -> NDArray[np.int64]:
         """Indices of the split's captions, ascending."""
         return np.flatnonzero(np.isin(self.caption_image, self.splits[split]))
