@@ -57,9 +57,17 @@ def configs(experiment, curves=bowl, gangs=2):
     ]
 
 
-@pytest.mark.parametrize("budget", [{"trials": 40}, {"epochs": 200}], ids=["beside asha", "deciding"])
-def test_proposals_come_to_where_the_loss_is_least(budget):
-    last = configs(problem(budget=budget))[-10:]
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"budget": {"trials": 40}, "scheduler": {"algorithm": "asha", "max_epochs": 9}},
+        {"budget": {"trials": 40}},
+        {"budget": {"epochs": 200}},
+    ],
+    ids=["beside asha", "trials", "epochs"],
+)
+def test_proposals_come_to_where_the_loss_is_least(changes):
+    last = configs(problem(**changes))[-10:]
     near = [c for c in last if abs(c["x"] - 0.3) < 0.15 and abs(c["y"] - 0.8) < 0.15 and c["k"] == "a"]
     assert len(near) >= 7
 
@@ -74,10 +82,18 @@ def test_the_same_seed_makes_the_same_choices_and_another_others():
     assert epochs(1) == epochs(1) != epochs(2)
 
 
-@pytest.mark.parametrize("budget", [{"trials": 18}, {"epochs": 80}], ids=["beside asha", "deciding"])
-def test_no_configuration_is_tried_twice_while_there_is_another(budget):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"budget": {"trials": 18}, "scheduler": {"algorithm": "asha", "max_epochs": 9}},
+        {"budget": {"trials": 18}},
+        {"budget": {"epochs": 80}},
+    ],
+    ids=["beside asha", "trials", "epochs"],
+)
+def test_no_configuration_is_tried_twice_while_there_is_another(changes):
     space = {"x": {"choice": [0.1, 0.3, 0.5]}, "y": {"int": [0, 2]}, "k": {"choice": ["a", "b"]}}
-    tried = configs(problem(budget=budget, search_space=space))
+    tried = configs(problem(**changes, search_space=space))
     assert len({tuple(sorted(config.items())) for config in tried[:18]}) == min(len(tried), 18) >= 12
 
 
@@ -120,9 +136,24 @@ def test_every_decision_says_why():
 
 
 def test_beside_another_scheduler_the_reason_is_a_chance():
-    began, went_on = reasons(budget={"trials": 20})
+    began, went_on = reasons(budget={"trials": 20}, scheduler={"algorithm": "asha", "max_epochs": 9})
     assert all(re.fullmatch(r"\d+% chance to end best|drawn at random: .*", why) for why in began)
     assert all(why.startswith(("rung ", "the best so far")) for why in went_on)
+
+
+@pytest.mark.parametrize("trials", [1, 3, 10, 24, 50])
+@pytest.mark.parametrize("gangs", [1, 6])
+def test_with_a_budget_of_trials_all_begin_and_have_as_many_epochs_as_under_asha(trials, gangs):
+    """The best is finished beside that, under either."""
+
+    def epochs(algorithm):
+        done, scheduler = {}, {"algorithm": algorithm, "max_epochs": 9}
+        for each in simulate(problem(budget={"trials": trials}, scheduler=scheduler), bowl, gangs=gangs):
+            done[each.trial_id] = each.epoch
+        assert len(done) == trials and max(done.values()) == 9
+        return sum(done.values())
+
+    assert abs(epochs("auto") - epochs("asha")) <= 8
 
 
 def test_the_chance_is_that_of_the_model():
@@ -140,8 +171,16 @@ def test_the_chance_is_that_of_the_model():
     assert chance_to_improve(known, mean, spread) == chance_to_improve(known, mean, spread)
 
 
-@pytest.mark.parametrize("budget", [{"trials": 40}, {"epochs": 150}], ids=["beside asha", "deciding"])
-def test_where_trials_fail_is_kept_away_from(budget):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"budget": {"trials": 40}, "scheduler": {"algorithm": "asha", "max_epochs": 9}},
+        {"budget": {"trials": 40}},
+        {"budget": {"epochs": 150}},
+    ],
+    ids=["beside asha", "trials", "epochs"],
+)
+def test_where_trials_fail_is_kept_away_from(changes):
     tried = {}
 
     def cliff(trial_id, config, epoch):
@@ -150,7 +189,7 @@ def test_where_trials_fail_is_kept_away_from(budget):
             return Failure(state="diverged", reason="loss is nan")
         return bowl(trial_id, config, epoch)
 
-    list(simulate(problem(budget=budget), cliff, gangs=2))
+    list(simulate(problem(**changes), cliff, gangs=2))
     later = [config for _, config in sorted(tried.items())][10:]
     assert sum(config["x"] < 0.5 for config in later) <= 0.4 * len(later)
 

@@ -258,7 +258,7 @@ def test_check_tells_starting_points_sources_budgets_and_references(captune, tmp
         words = ("check", "birds.yaml", "--set", f"scheduler.algorithm={algorithm}")
         promoting = " ".join(said(captune(*words), 0).split())
         assert f"the others pause and may go on later ({algorithm})" in promoting
-        assert ("trials are counted, so asha promotes" in promoting) == (algorithm == "auto")
+        assert ("epoch that promotes, too" in promoting) == (algorithm == "auto")
 
 
 @pytest.mark.parametrize(

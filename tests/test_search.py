@@ -481,6 +481,10 @@ SCENARIOS = {
         {"search": {"startup_trials": 3}, "scheduler": {"max_epochs": 9}, "budget": {"epochs": 40}},
         failing,
     ),
+    "auto and trials": (
+        {"search": {"algorithm": "auto"}, "scheduler": {"max_epochs": 4}, "budget": {"trials": 13}},
+        failing,
+    ),
     "NaN": ({"budget": {"trials": 9}}, broken),
     "NaN and a plateau": ({"budget": {"trials": 30, "plateau": 6}}, broken),
     "tpe": ({"search": {"algorithm": "tpe", "startup_trials": 3}, "budget": {"trials": 9}}, figures),
@@ -609,7 +613,7 @@ def test_who_went_on_from_its_rung_is_not_promoted_again_by_a_resumed_run(tmp_pa
         return figures(run, epoch) if told else {"worker_s": 60.0, "seconds": 60.0}
 
     changes = {"scheduler": PROMOTING | {"algorithm": algorithm}}
-    if algorithm == "auto":  # the model promotes where trials are not what is counted
+    if algorithm == "auto":
         changes |= {"search": {"algorithm": "auto"}, "budget": {"epochs": 60}}
     for limit in range(30, 50, 4) if algorithm == "auto" else range(4, 16):
         folder = tmp_path / f"{limit}"

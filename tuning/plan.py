@@ -48,8 +48,7 @@ def plan_table(experiment: Experiment, plan: GangPlan, nodes: Sequence[NodeResou
     if search.algorithm == "auto":
         auto = ", a model of configuration and epoch"
         if experiment.scheduler.algorithm == "auto":
-            counted = experiment.budget.trials is not None
-            auto += "; trials are counted, so asha promotes" if counted else " that promotes, too"
+            auto += " that promotes, too"
     together = f", a population of {search.places()}" if search.algorithm == "pbt" else ""
     table.add_row("search", f"{search.algorithm}{grid}{auto}{together}, seed {search.seed}")
     if search.start:

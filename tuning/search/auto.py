@@ -9,6 +9,7 @@ go on, where they mislead those that begin go on.
 * The first trials are random draws and run to the last rung: from them the rungs' worth is learnt.
 * Of many gangs, one in eight trains beyond each rung where several trials wait to choose from: else nothing
   would be whole for as long as beginning another is worth more. With eight it gains nothing.
+* With a budget of trials all of them begin, and have as many epochs as under ASHA (`allotment.py`).
 * No configuration is tried twice, but where a small space has hardly another: what a second training would
   tell is luck.
 * A twentieth of the decisions are random draws and as many the promotions that ASHA would make, so that no
@@ -25,25 +26,21 @@ the first one would have. This file knows neither Ray nor files.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from search_spaces import Space
+from tuning.search.allotment import Allotment
 from tuning.search.encoding import Encoding
-from tuning.search.evidence import MODELLED, Evidence
-from tuning.search.gaussian_process import GaussianProcess
+from tuning.search.evidence import Evidence
+from tuning.search.outlook import CANDIDATES, Outlook
 from tuning.search.proposers import Observed, Proposal
-from tuning.search.ranking import Standing, best_first
+from tuning.search.ranking import Standing
 from tuning.search.scheduler import Decision, PromotingAsha, Scheduler
-from tuning.search.worth import Gain, chance_to_improve, expected_gain, highest_prices
-
-Array = NDArray[np.float64]
 
 #: Trials that are drawn at random, and are not paused below the last rung, before any is modelled.
 STARTUP = 8  # results of so many trials suffice for the first fit, see `evidence.py`
@@ -51,12 +48,8 @@ STARTUP = 8  # results of so many trials suffice for the first fit, see `evidenc
 RANDOM, BY_RANK = 0.05, 0.05
 #: With more gangs than this, one in so many trains beyond each rung.
 FINISHING = 8
-#: Candidates: as many independent draws as neighbours of the best; of so many the epochs are priced.
-CANDIDATES, LEADERS, PRICED = 150, 8, 24
 #: Decisions after which the model is asked more and more seldom: that bounds its cost.
 ALWAYS = 1000
-#: Most that a reason says of how much more something is worth.
-MOST_TIMES = 1000
 
 
 @dataclass(frozen=True)
@@ -67,17 +60,6 @@ class _Choice:
     config: dict[str, Any] | None = None
     why: str = ""
     """One line for a person."""
-
-
-@dataclass(frozen=True)
-class _Option:
-    """What may be chosen."""
-
-    price: float
-    """Logarithm of the highest price of an epoch at which it pays."""
-    point: Array  # float64 [dimensions]
-    paused: int | None = None
-    config: dict[str, Any] | None = None
 
 
 @contextlib.contextmanager
@@ -102,6 +84,7 @@ class Auto(Scheduler):
         levels: Sequence[int],
         objectives: int = 1,
         reduction_factor: int = 3,
+        trials: int | None = None,
         earlier: Sequence[Observed] = (),
     ):
         """Know nothing but `earlier` yet.
@@ -111,6 +94,7 @@ class Auto(Scheduler):
             objectives: how many there are.
             reduction_factor: of the ASHA that has a share of the promotions; of so many one is promoted to
                 have something whole.
+            trials: how many may begin, where that is what the budget counts.
             earlier: trials of earlier experiments.
         """
         self._seed, self._levels = seed, tuple(levels)
@@ -118,12 +102,15 @@ class Auto(Scheduler):
         self._reduction_factor = reduction_factor
         self._asha = PromotingAsha(rungs=self._levels[:-1], reduction_factor=reduction_factor)
         self._evidence = Evidence(self._encoding, self._levels, objectives, earlier)
+        self._allotment = Allotment(self._levels, trials, reduction_factor)
         self._startup = STARTUP - len(earlier)
         self._decides = True
         self._waiting: dict[int, int] = {}  # number -> epoch of the rung at which it is paused
+        self._done: dict[int, int] = {}  # number -> epochs
+        self._dropped: set[int] = set()
         self._reported: Sequence[tuple[int, int]] = ()
         self._looked_at = 0  # how many of those reports are taken in
-        self._choice: tuple[Any, _Choice] | None = None  # with what it was made from
+        self._choice: tuple[Any, _Choice | None] = (None, None)  # and what it was made from, before it
 
     def watch(
         self, observed: Sequence[Observed], reported: Sequence[tuple[int, int]], *, decides: bool
@@ -143,8 +130,8 @@ class Auto(Scheduler):
         """A draw, or the configuration from which most is expected."""
         if not self._decides:
             self._take_in_results()
-        choice = self._choose()
-        if choice.config is None:  # the choice was a paused trial, but its promotion was not asked for
+        choice = self._choose(or_new=True)
+        if choice is None or choice.config is None:  # a paused trial, but its promotion was not asked for
             choice = self._drawn(self._rng(), "no promotion was asked for")
         return Proposal(choice.config or {}, why=choice.why)
 
@@ -157,48 +144,58 @@ class Auto(Scheduler):
             return Decision("continue")
         number = int(trial_id)
         self._evidence.add(number, epoch)
+        self._allotment.until(number, epoch)
         decision = self._asha.report(trial_id, epoch, standing)
-        if decision.action == "pause" and self._passes(number, epoch):
+        if decision.action == "pause" and self._passes(number, epoch) and self._allotment.fits(epoch):
+            self._allotment.until_next(number, epoch)
             return Decision("continue", f"rung {decision.rung}: one of the first trials", decision.rung)
         if decision.action == "pause":
             self._waiting[number] = epoch
         return decision
 
     def next_promotion(self, *, or_new: bool = True) -> tuple[str, str] | None:
-        """The paused trial that is to go on before any new one begins.
-
-        `or_new` is no question here: this is no scheduler where trials are what is counted, and with any
-        other budget a new one may begin as long as anything may.
-        """
-        choice = self._choose()
-        if choice.paused is None:
+        """The paused trial that is to go on before any new one begins."""
+        choice = self._choose(or_new=or_new)
+        if choice is None or choice.paused is None:
             return None
-        self._waiting.pop(choice.paused, None)
+        self._allotment.until_next(choice.paused, self._waiting.pop(choice.paused))
         return f"{choice.paused:05d}", choice.why
 
     def went_on(self, trial_id: str, epoch: int) -> None:
         """It does not wait any more, in ASHA's rungs neither."""
-        if self._waiting.get(int(trial_id), epoch) < epoch:
-            del self._waiting[int(trial_id)]
+        number = int(trial_id)
+        if self._waiting.get(number, epoch) < epoch:
+            del self._waiting[number]
+        self._done[number] = max(epoch, self._done.get(number, 0))
+        if number in self._dropped:  # it runs to its end whatever it was granted
+            self._allotment.until(number, epoch)
+        else:
+            self._allotment.until_next(number, epoch - 1)
         self._asha.went_on(trial_id, epoch)
 
     def drop(self, trial_id: str) -> None:
         """Never promote it; if it failed, remember where it would have been evaluated next as a bad place."""
         number = int(trial_id)
         self._waiting.pop(number, None)
+        self._dropped.add(number)
+        self._allotment.until(number, self._done.get(number, 0))
         self._asha.drop(trial_id)
         self._evidence.add_failure(number)
 
     # The decision.
 
-    def _choose(self) -> _Choice:
-        """One choice per state of knowledge: asked again before anything happened, the same answer."""
-        state = (len(self._evidence.observed), len(self._evidence), tuple(self._waiting))
-        if self._choice is None or self._choice[0] != state:
-            self._choice = (state, self._decide(self._rng()))
+    def _choose(self, *, or_new: bool) -> _Choice | None:
+        """One choice per state of knowledge: asked again before anything happened, the same answer.
+
+        None where no new trial may begin and none that is paused may go on.
+        """
+        state = (or_new, len(self._evidence.observed), len(self._evidence), tuple(self._waiting))
+        if self._choice[0] != state:
+            decide = self._decide if or_new else self._decide_without_new
+            self._choice = (state, decide(self._rng()))
         return self._choice[1]
 
-    def _decide(self, rng: np.random.Generator) -> _Choice:
+    def _decide(self, rng: np.random.Generator) -> _Choice | None:
         kind = rng.random()
         asked = rng.random() < ALWAYS / max(ALWAYS, len(self._evidence.observed))
         if self._evidence.trials < STARTUP:
@@ -206,61 +203,41 @@ class Auto(Scheduler):
         if kind < RANDOM:
             return self._drawn(rng, f"one decision in {1 / RANDOM:.0f} is")
         if not asked or kind < RANDOM + BY_RANK:
-            if chosen := self._promoted(self._asha.next_promotion()):
+            if chosen := self._promoted_by_rank():
                 return chosen
             if not asked:
                 return self._drawn(rng, f"beyond {ALWAYS} trials the model is asked more seldom")
-        return self._most_promising(rng)
+        return self._most_promising(rng, or_new=True)
 
-    def _promoted(self, promotion: tuple[str, str] | None) -> _Choice | None:
-        """ASHA's promotion, unless the model has promoted that trial already."""
-        trial_id, why = promotion or ("-1", "")
+    def _decide_without_new(self, rng: np.random.Generator) -> _Choice | None:
+        if not any(map(self._allotment.fits, self._waiting.values())):
+            return None
+        if self._evidence.trials < STARTUP:
+            return self._promoted_by_rank()
+        return self._most_promising(rng, or_new=False)
+
+    def _promoted_by_rank(self) -> _Choice | None:
+        """ASHA's promotion, unless the model has promoted that trial already, or too few epochs are left."""
+        trial_id, why = self._asha.next_promotion() or ("-1", "")
         number = int(trial_id)
-        return _Choice(paused=number, why=f"{why} (ASHA)") if number in self._waiting else None
+        if number not in self._waiting or not self._allotment.fits(self._waiting[number]):
+            return None
+        return _Choice(paused=number, why=f"{why} (ASHA)")
 
     @_one_thread()
-    def _most_promising(self, rng: np.random.Generator) -> _Choice:
+    def _most_promising(self, rng: np.random.Generator, *, or_new: bool) -> _Choice | None:
         running = [n for n, trial in enumerate(self._evidence.observed) if self._runs(n, trial)]
-        processes, modelled = self._evidence.model(running)
-        seen = self._compared(modelled)
-        mean, _ = _predict(processes, np.array([self._evidence.point(number) for number in seen]))
-        gain = expected_gain(mean, rng)
-        order = [seen[index] for index in best_first([Standing(tuple(row)) for row in mean])]
-        if (needed := self._needed_to_finish(running, order)) is not None:
+        outlook = Outlook(self._encoding, self._evidence, running, self._waiting, rng)
+        if (needed := self._needed_to_finish(running, outlook.order)) is not None:
             return needed
-        new = self._new(processes, order[:LEADERS], gain, rng)
-        options = [new, *self._paused(processes, seen, gain)]
+        new = outlook.new(self._stops(0) if self._decides else None) if or_new else None
+        rungs = sorted(filter(self._allotment.fits, set(self._waiting.values())))
+        paused = [outlook.paused(epoch, self._stops(epoch)) for epoch in rungs]
+        options = [option for option in (new, *paused) if option is not None]
+        if not options:
+            return None
         best = max(options, key=lambda option: option.price)  # of equals the new one
-        why = f"{_chance(processes, best, mean)}{_advantage(best, options)}"
-        return _Choice(best.paused, best.config, why)
-
-    def _new(
-        self,
-        processes: Sequence[GaussianProcess],
-        leaders: Sequence[int],
-        gain: Gain,
-        rng: np.random.Generator,
-    ) -> _Option:
-        """The best of many configurations that are not tried yet, drawn and near these trials'."""
-        drawn = self._encoding.draw(rng, CANDIDATES)
-        near = [
-            self._encoding.near(self._evidence.trial(leaders[int(rng.integers(len(leaders)))]).config, rng)
-            for _ in range(CANDIDATES)
-        ]
-        candidates = [config for config in drawn + near if not self._evidence.tried(config)] or drawn
-        points = self._encoding.points(candidates)
-        price, chosen = self._dearest(processes, points, 0, gain)
-        return _Option(price, points[chosen], config=candidates[chosen])
-
-    def _paused(
-        self, processes: Sequence[GaussianProcess], seen: Sequence[int], gain: Gain
-    ) -> Iterator[_Option]:
-        """The best of each rung of those that wait."""
-        for epoch in sorted({self._waiting[number] for number in seen if number in self._waiting}):
-            numbers = [number for number in seen if self._waiting.get(number) == epoch]
-            points = np.array([self._evidence.point(number) for number in numbers])
-            price, chosen = self._dearest(processes, points, epoch, gain)
-            yield _Option(price, points[chosen], paused=numbers[chosen])
+        return _Choice(best.paused, best.config, outlook.why(best, options))
 
     def _drawn(self, rng: np.random.Generator, why: str) -> _Choice:
         """A random configuration that no trial has; one of theirs where many draws find no other."""
@@ -280,44 +257,24 @@ class Auto(Scheduler):
         needed = gangs // FINISHING if gangs > FINISHING else 0
         done = [max(self._evidence.trial(n).results, default=0) for n in running if n >= self._startup]
         for rung in self._levels[-2::-1]:
-            if sum(epoch >= rung for epoch in done) < needed:
+            if sum(epoch >= rung for epoch in done) < needed and self._allotment.fits(rung):
                 waiting = [number for number in order if self._waiting.get(number) == rung]
                 if len(waiting) >= self._reduction_factor:
                     why = f"the best of {len(waiting)} after epoch {rung}, beyond which too few train"
                     return _Choice(paused=waiting[0], why=why)
         return None
 
-    def _dearest(
-        self, processes: Sequence[GaussianProcess], points: Array, epoch: int, gain: Gain
-    ) -> tuple[float, int]:
-        """Of trainings at `points` that have `epoch` epochs behind them, the one that may cost most, as a
-        logarithm, and its index. Beside another scheduler epochs are not ours to spare: the largest gain."""
-        mean, spread = _predict(processes, points)
-        gains = gain(mean, spread)
-        if not self._decides:
-            return float(gains.max()), int(gains.argmax())
-        best = np.argsort(-gains, kind="stable")[:PRICED]
-        stops = self._stops(epoch, len(self._evidence.observed))
-        times = [self._evidence.time(each) for each in stops]
-        steps = np.stack([process.futures(points[best], times) for process in processes], -1)
-        prices = highest_prices(mean[best], steps, np.diff([epoch, *stops]).tolist(), gain)
-        return float(prices.max()), int(best[prices.argmax()])
-
-    def _stops(self, epoch: int, next_number: int) -> list[int]:
+    def _stops(self, epoch: int) -> list[int]:
         """Levels after `epoch` where a trial stops, at most three: the first, the last but one, the last."""
         left = [level for level in self._levels if level > epoch]
         if epoch == 0:
+            next_number = len(self._evidence.observed)
             left = [level for level in left if not self._passes(next_number, level)]
         return left if len(left) < 4 else [left[0], *left[-2:]]
 
     def _passes(self, number: int, level: int) -> bool:
         """Whether a trial does not stop at this level: one of the first of all, below the last rung."""
         return number < self._startup and level < self._levels[-2:][0]
-
-    def _compared(self, modelled: Sequence[int]) -> list[int]:
-        """Trials whose end is predicted: the model's own, and the best of those that wait."""
-        waiting = sorted(self._waiting, key=lambda n: (self._evidence.standing(n, self._waiting[n]).key, n))
-        return sorted({*modelled, *waiting[:MODELLED]})
 
     def _take_in_results(self) -> None:
         """What another scheduler was told since the last time, in that order."""
@@ -334,26 +291,3 @@ class Auto(Scheduler):
 
     def _rng(self) -> np.random.Generator:
         return np.random.default_rng([self._seed, len(self._evidence.observed), len(self._evidence)])
-
-
-def _predict(processes: Sequence[GaussianProcess], points: Array) -> tuple[Array, Array]:
-    """Means and standard deviations at the last epoch: float64 [points, objectives] each."""
-    predicted = [process.predict(points, np.ones(len(points))) for process in processes]
-    return np.stack([mean for mean, _ in predicted], 1), np.stack([spread for _, spread in predicted], 1)
-
-
-def _chance(processes: Sequence[GaussianProcess], option: _Option, known: Array) -> str:
-    """How likely it is to end better than what the model expects of all others."""
-    expected, spread = _predict(processes, option.point[None])
-    end = "end best" if known.shape[1] == 1 else "end on the front"
-    return f"{chance_to_improve(known, expected[0], spread[0]):.0%} chance to {end}"
-
-
-def _advantage(best: _Option, options: Sequence[_Option]) -> str:
-    """How much more its epochs are worth than those of the best of the other kind, where there is one."""
-    other = [each.price for each in options if (each.paused is None) != (best.paused is None)]
-    if not other:
-        return ""
-    times = math.exp(min(best.price - max(other), math.log(MOST_TIMES)))
-    what = "the best paused trial" if best.paused is None else "a new trial"
-    return f", an epoch worth {times:.1f} times that of {what}"

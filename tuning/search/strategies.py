@@ -47,8 +47,7 @@ def open_strategy(
         proposer.watch(searcher.observed)
         return searcher, proposer
     if isinstance(proposer, Auto):
-        # Where trials are what is counted, the model would train most of them to their end: it costs nothing.
-        decides = experiment.scheduler.algorithm == "auto" and experiment.budget.trials is None
+        decides = experiment.scheduler.algorithm == "auto"
         proposer.watch(searcher.observed, searcher.reported, decides=decides)
         if decides:
             return searcher, proposer
@@ -79,6 +78,7 @@ def make_proposer(experiment: Experiment, earlier: Sequence[Observed] = ()) -> P
                 levels=levels,
                 objectives=len(experiment.objectives),
                 reduction_factor=experiment.scheduler.reduction_factor,
+                trials=experiment.budget.trials,
                 earlier=earlier,
             )
         case "random":

@@ -1,0 +1,46 @@
+"""Epochs beyond the first rung, by hand."""
+
+import pytest
+
+from tuning.search.allotment import Allotment
+
+
+def test_it_is_what_asha_would_give_by_hand():
+    """26 trials, one in 3: 8 go on to epoch 3, 2 of these to 9, none of these to 27: 8 * 2 + 2 * 6 = 28."""
+    allotment = Allotment((1, 3, 9, 27), 26, 3)
+    for number in range(13):
+        assert allotment.fits(1)
+        allotment.until_next(number, 1)  # 2 epochs each
+    assert not allotment.fits(9), "18 more"
+    assert allotment.fits(1)
+    allotment.until_next(13, 1)
+    assert not allotment.fits(1)
+
+
+def test_what_is_not_used_is_left_for_others():
+    allotment = Allotment((1, 3, 9), 9, 3)  # 3 * 2 + 1 * 6
+    allotment.until_next(0, 1)
+    allotment.until_next(0, 3)
+    assert not allotment.fits(3) and allotment.fits(1)  # 4 are left
+    allotment.until(0, 4)  # it failed in its fifth epoch
+    assert allotment.fits(3)
+    allotment.until(0, 4)
+    allotment.until(1, 1)
+    allotment.until(1, 0)  # nobody is granted less than the first rung
+    allotment.until_next(1, 3)
+    assert not allotment.fits(1)  # 1 is left
+
+
+def test_a_trial_that_is_finished_anyhow_counts():
+    allotment = Allotment((1, 3, 9), 3, 3)  # 2
+    for epoch in range(2, 10):
+        allotment.until(0, epoch)
+    assert not allotment.fits(1)
+
+
+@pytest.mark.parametrize("levels", [(9,), (1, 3, 9)])
+def test_without_a_number_of_trials_there_is_no_end_of_it(levels):
+    allotment = Allotment(levels, None, 3)
+    for number in range(1000):
+        allotment.until(number, 9)
+    assert allotment.fits(levels[0])
