@@ -39,11 +39,13 @@ from benchmarks.simulated.rivals import MULTI_OBJECTIVE_RIVALS, RIVALS
 from benchmarks.simulated.tuning_set import TUNING
 from trainables.order import Failure
 from tuning.experiment import Experiment
+from tuning.plan import expected_epochs
 from tuning.simulation.simulator import simulate
 
 OURS, BASELINE = "captune auto", "random"
-#: Captune's own, and who promotes: its model, or ASHA as with a budget of trials.
-OWN = {OURS: "auto", "captune auto, asha promotes": "asha"}
+#: Captune's own: with a budget of epochs; with one of as many trials as ASHA would train in these; and its
+#: model beside ASHA, which promotes.
+OWN = (OURS, "captune auto, trials", "captune auto, asha promotes")
 SETS = {"TUNING": TUNING, "REPORTED": REPORTED}
 PROBLEMS = {problem.name: problem for problem in (*TUNING, *REPORTED)}
 #: Shares of the budget that the tables show.
@@ -56,12 +58,6 @@ RATIO_GANGS = 4
 SLOW = frozenset(
     {"optuna tpe + successive halving, grace 1", "ray asha + optuna, grace 1", "syne tune moasha, grace 1"}
 )
-SLOW_WITH_MANY_GANGS = SLOW | {
-    "optuna tpe + successive halving",
-    "optuna tpe + hyperband",
-    "ray asha + optuna",
-    "syne tune moasha",
-}
 MANY_GANGS = 32
 #: Of the column of names, in characters.
 WIDTH = 41
@@ -124,13 +120,12 @@ def main() -> None:
 
 def methods(rivals: Iterable[str], gangs: int, every: bool) -> list[str]:
     """Captune and those of `rivals` that are run with so many gangs, or `every` one; says which are not."""
-    slow = SLOW if gangs < MANY_GANGS else SLOW_WITH_MANY_GANGS
     installed = importlib.util.find_spec("syne_tune") is not None
     wanted = [*OWN]
     for name in rivals:
         if "syne tune" in name and not installed:
             print(f"{name} left out: not installed, it is of the extra `rivals`")
-        elif not every and (name in slow or (name.endswith("grace 1") and gangs != RATIO_GANGS)):
+        elif not every and (name in SLOW or (name.endswith("grace 1") and gangs != RATIO_GANGS)):
             print(f"{name} left out with {gangs} gangs to save time: SEARCH_ALL=1 runs it")
         else:
             wanted.append(name)
@@ -165,8 +160,7 @@ def run(task: Task) -> Outcome:
     history, failure, began = [], "", time.process_time()
     try:
         if task.method in OWN:
-            scheduler = {"algorithm": OWN[task.method], "max_epochs": problem.max_epochs}
-            reports = ours(problem, task.gangs, budget, task.seed, scheduler=scheduler)
+            reports = ours(problem, task.gangs, budget, task.seed, method=task.method)
         else:
             make = (RIVALS if one_objective else MULTI_OBJECTIVE_RIVALS)[task.method]
             reports = drive(make(problem, task.seed), problem, task.gangs, budget, task.seed)
@@ -178,8 +172,11 @@ def run(task: Task) -> Outcome:
     return Outcome(at_shares(history, budget), time.process_time() - began, failure)
 
 
-def ours(problem: Problem, gangs: int, budget: int, seed: int, **sections: Any) -> Iterator[Report]:
+def ours(
+    problem: Problem, gangs: int, budget: int, seed: int, *, method: str = OURS, **sections: Any
+) -> Iterator[Report]:
     """Captune's own search of `problem`; `sections` replace those of the experiment."""
+    _, _, variant = method.partition(", ")
     experiment = Experiment.from_dict(
         {
             "name": problem.name,
@@ -187,11 +184,18 @@ def ours(problem: Problem, gangs: int, budget: int, seed: int, **sections: Any) 
             "search_space": problem.space,
             "objectives": [{"metric": name, "mode": "min"} for name in problem.objectives],
             "search": {"algorithm": "auto", "seed": seed},
-            "scheduler": {"max_epochs": problem.max_epochs},
+            "scheduler": {
+                "max_epochs": problem.max_epochs,
+                "algorithm": "asha" if variant == "asha promotes" else "auto",
+            },
             "budget": {"epochs": budget},
             **sections,
         }
     )
+    if variant == "trials":
+        trials = max(n for n in range(1, budget + 1) if expected_epochs(experiment, n) <= budget)
+        limits = experiment.budget.model_copy(update={"trials": trials})
+        experiment = experiment.model_copy(update={"budget": limits})
     known: dict[str, Array] = {}
     lost = 0
 

@@ -371,10 +371,11 @@ def test_epochs_in_which_ours_diverges_are_spent(tiny_search):
 
 
 def test_slow_rivals_are_left_out_by_name_until_all_are_asked_for(capsys):
-    slow = "optuna tpe + successive halving"
-    assert slow not in search.methods([slow, "random"], 64, every=False)
-    assert f"{slow} left out with 64 gangs" in capsys.readouterr().out
-    assert slow in search.methods([slow, "random"], 4, every=False)
+    slow, quick = "ray asha + optuna, grace 1", "ray asha + random, grace 1"
+    assert slow not in search.methods([slow, "random"], 4, every=False)
+    assert f"{slow} left out with 4 gangs" in capsys.readouterr().out
+    assert quick in search.methods([quick], 4, every=False)
+    assert quick not in search.methods([quick], 64, every=False)
     assert search.methods([slow], 64, every=True) == [*search.OWN, slow]
 
 
