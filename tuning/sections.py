@@ -146,7 +146,8 @@ class Budget(Strict):
     """What a run may cost: it ends at whichever limit comes first."""
 
     trials: Annotated[int, Field(ge=1)] | None = None
-    """Most trials that start, all runs together."""
+    """Most trials that start, all runs together. Their epochs then follow from the scheduler; where that is
+    `auto`, they are as many as `asha` would spend on so many trials."""
     epochs: Annotated[int, Field(ge=1)] | None = None
     """Most epochs of all trials, all runs together."""
     time: str | float | None = None
