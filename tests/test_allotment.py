@@ -31,6 +31,15 @@ def test_what_is_not_used_is_left_for_others():
     assert not allotment.fits(1)  # 1 is left
 
 
+def test_a_quarter_is_for_trials_that_nobody_chose():
+    allotment = Allotment((1, 3, 9), 27, 3)  # 9 * 2 + 3 * 6 = 36
+    for number in range(4):
+        assert allotment.fits_unchosen(1)  # 8 of 9
+        allotment.until_next(number, 1)
+    assert not allotment.fits_unchosen(1) and allotment.fits(3)
+    assert Allotment((1, 3, 9), None, 3).fits_unchosen(3)
+
+
 def test_a_trial_that_is_finished_anyhow_counts():
     allotment = Allotment((1, 3, 9), 3, 3)  # 2
     for epoch in range(2, 10):

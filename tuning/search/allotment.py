@@ -12,6 +12,9 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+#: Share that may be spent on trials which go on unchosen, from whose course others are judged.
+UNCHOSEN = 0.25
+
 
 class Allotment:
     """What is left of it; nothing is granted yet.
@@ -24,16 +27,20 @@ class Allotment:
 
     def __init__(self, levels: Sequence[int], trials: int | None, reduction_factor: int):
         self._levels = levels
-        self._left = math.inf if trials is None else 0.0
-        members = trials or 0
+        self._total, members = 0, trials or 0
         for level, following in pairwise(levels):
             members //= reduction_factor
-            self._left += members * (following - level)
+            self._total += members * (following - level)
+        self._left = math.inf if trials is None else self._total
         self._granted: dict[int, int] = {}  # number -> epochs, where beyond the first rung
 
     def fits(self, epoch: int) -> bool:
         """Whether a trial that has come to this rung may go on to the next."""
         return self._after(epoch) - epoch <= self._left
+
+    def fits_unchosen(self, epoch: int) -> bool:
+        """The same of a trial that nobody chose to: a part is for these."""
+        return self._after(epoch) - epoch <= self._left - (1 - UNCHOSEN) * self._total
 
     def until_next(self, number: int, epoch: int) -> None:
         """A trial with so many epochs goes on to the next rung."""

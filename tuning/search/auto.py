@@ -146,7 +146,8 @@ class Auto(Scheduler):
         self._evidence.add(number, epoch)
         self._allotment.until(number, epoch)
         decision = self._asha.report(trial_id, epoch, standing)
-        if decision.action == "pause" and self._passes(number, epoch) and self._allotment.fits(epoch):
+        passes = self._passes(number, epoch) and self._allotment.fits_unchosen(epoch)
+        if decision.action == "pause" and passes:
             self._allotment.until_next(number, epoch)
             return Decision("continue", f"rung {decision.rung}: one of the first trials", decision.rung)
         if decision.action == "pause":
