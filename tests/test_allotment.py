@@ -21,14 +21,24 @@ def test_what_is_not_used_is_left_for_others():
     allotment = Allotment((1, 3, 9), 9, 3)  # 3 * 2 + 1 * 6
     allotment.until_next(0, 1)
     allotment.until_next(0, 3)
-    assert not allotment.fits(3) and allotment.fits(1)  # 4 are left
+    allotment.until_next(1, 1)
+    assert not allotment.fits(3) and allotment.fits(1)  # 2 are left
     allotment.until(0, 4)  # it failed in its fifth epoch
-    assert allotment.fits(3)
     allotment.until(0, 4)
-    allotment.until(1, 1)
-    allotment.until(1, 0)  # nobody is granted less than the first rung
+    assert allotment.fits(3)  # 7 are left
+    allotment.until(2, 1)
+    allotment.until(2, 0)  # nobody is granted less than the first rung
     allotment.until_next(1, 3)
-    assert not allotment.fits(1)  # 1 is left
+    assert allotment.fits(1) and not allotment.fits(3)  # 1 is left
+
+
+def test_the_last_of_it_is_used_if_it_is_half_of_what_is_needed():
+    allotment = Allotment((1, 3, 9), 6, 3)  # 2 * 2
+    assert allotment.fits(3)  # for 6 epochs 4 are left
+    allotment.until_next(0, 1)
+    assert not allotment.fits(3) and allotment.fits(1)  # 2
+    allotment.until_next(0, 3)
+    assert not allotment.fits(1)
 
 
 def test_a_quarter_is_for_trials_that_nobody_chose():

@@ -35,8 +35,9 @@ class Allotment:
         self._granted: dict[int, int] = {}  # number -> epochs, where beyond the first rung
 
     def fits(self, epoch: int) -> bool:
-        """Whether a trial that has come to this rung may go on to the next."""
-        return self._after(epoch) - epoch <= self._left
+        """Whether a trial that has come to this rung may go on to the next: for half of what that takes, too,
+        so that the last of it is not left over."""
+        return (self._after(epoch) - epoch) / 2 <= self._left
 
     def fits_unchosen(self, epoch: int) -> bool:
         """The same of a trial that nobody chose to: a part is for these."""
