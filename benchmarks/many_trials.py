@@ -3,8 +3,8 @@
 Trials of one epoch without work on one gang, so that what is left is Captune, Ray Tune and the searcher. One
 run per searcher; a trial's cost is the time from its start to that of the next. Nothing may grow: the figure
 is the median of the last tenth of the trials over that of the second tenth. MANY_TRIALS sets how many (2000),
-MANY_TRIALS_SEARCHERS whose: all but `gp`, whose proposals take a third of a second each. `auto` decides what
-runs next, too; `auto+asha` only proposes, as with any budget of trials.
+MANY_TRIALS_SEARCHERS whose: `gp` is left out, as its proposals take a third of a second each. `auto` decides
+what runs next, too; `auto+asha` only proposes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def costs(searcher: str, trials: int) -> pd.Series:
             },
             "objectives": several if searcher == "nsga2" else several[:1],
             "search": {"algorithm": searcher.split("+")[0]},
-            "scheduler": {"max_epochs": 1},
+            "scheduler": {"max_epochs": 1, "algorithm": "asha" if searcher.endswith("+asha") else "auto"},
             "budget": {"epochs" if searcher == "auto" else "trials": trials},
             "training": {"gangs": 1},
             "storage": storage,

@@ -43,11 +43,20 @@ def test_the_last_of_it_is_used_if_it_is_half_of_what_is_needed():
 
 def test_a_quarter_is_for_trials_that_nobody_chose():
     allotment = Allotment((1, 3, 9), 27, 3)  # 9 * 2 + 3 * 6 = 36
-    for number in range(4):
-        assert allotment.fits_unchosen(1)  # 8 of 9
-        allotment.until_next(number, 1)
-    assert not allotment.fits_unchosen(1) and allotment.fits(3)
-    assert Allotment((1, 3, 9), None, 3).fits_unchosen(3)
+    allotment.until_next(9, 1)  # chosen, which is no matter
+    assert [allotment.pass_unchosen(number, 1) for number in range(5)] == [True] * 4 + [False]  # 8 of 9
+    assert allotment.fits(3)
+    assert Allotment((1, 3, 9), None, 3).pass_unchosen(0, 3)
+
+
+def test_trials_that_never_come_to_the_first_rung_do_not_count():
+    allotment = Allotment((1, 3, 9), 9, 3)  # 3 * 2 + 1 * 6
+    assert allotment.fits(3)
+    allotment.come()
+    allotment.lose()  # of two one: 6 of 9 may come, 2 * 2
+    allotment.until_next(0, 1)
+    assert not allotment.fits(3) and allotment.fits(1)
+    Allotment((1, 3, 9), None, 3).lose()
 
 
 def test_a_trial_that_is_finished_anyhow_counts():

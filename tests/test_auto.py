@@ -156,6 +156,22 @@ def test_with_a_budget_of_trials_all_begin_and_have_as_many_epochs_as_under_asha
     assert abs(epochs("auto") - epochs("asha")) <= 8
 
 
+@pytest.mark.parametrize("gangs", [1, 16])
+def test_where_trials_fail_the_others_have_no_more_than_under_asha(gangs):
+    """40 trials, of which 24 fail in their first epoch: as of 16, 5 go on to epoch 3 and one to 9."""
+    done = {}
+
+    def failing(trial_id, config, epoch):
+        wrong = int(trial_id) % 5 < 3
+        return Failure(state="failed", reason="no memory") if wrong else bowl(trial_id, config, epoch)
+
+    for each in simulate(problem(budget={"trials": 40}), failing, gangs=gangs):
+        done[each.trial_id] = each.epoch
+    assert len(done) == 16
+    *others, best = sorted(done.values())
+    assert best == 9 and sum(epochs - 1 for epochs in others) <= 5 * 2 + 6 + 8
+
+
 def test_the_chance_is_that_of_the_model():
     """Against the share of draws; of two objectives, that none of the known is at least as good in both."""
     known, mean, spread = (

@@ -272,14 +272,15 @@ def test_a_resumed_run_goes_on_with_the_same_tables(tmp_path):
 
 def test_why_a_trial_was_chosen_stays_and_why_it_runs_is_the_reason(tmp_path):
     writer = ResultsWriter(experiment(tmp_path))
-    play(writer, replace(started("a"), why="drawn at random"), epoch("a", 1, cider=0.2))
+    random = "drawn at random"
+    play(writer, replace(started("a"), why="taken up again", chosen=random), epoch("a", 1, cider=0.2))
     play(writer, ended("a", "paused", "rung 0: waits for promotion"))
     assert writer.trials.at[0, "reason"] == "rung 0: waits for promotion"
     writer.close()
     resumed = ResultsWriter(experiment(tmp_path))
     play(resumed, replace(started("a"), why="rung 0: the best that waits, 1 of 3 promoted"))
     row = results(resumed, tmp_path).trials.iloc[0]
-    assert row["chosen"] == "drawn at random"
+    assert row["chosen"] == random
     assert (row["state"], row["reason"]) == ("running", "rung 0: the best that waits, 1 of 3 promoted")
 
 

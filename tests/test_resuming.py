@@ -94,6 +94,11 @@ def test_other_data_are_refused_where_both_are_known(folder):
         refuse_other_data(folder, "1a4d")
     (folder / "trials.parquet").unlink()
     refuse_other_data(folder, "1a4d")  # there is nothing to compare with
+    write_description(experiment, command=[*began, "--resume"], data="1a4d")
+    ResultsWriter(experiment).close()
+    refuse_other_data(folder, "1a4d")  # these are what the results are of now
+    with pytest.raises(ExperimentError, match="data: has changed"):
+        refuse_other_data(folder, "5ea")
 
 
 def test_nothing_is_asked_before_there_are_results(folder):

@@ -26,7 +26,9 @@ class TrialStarted:
     at: datetime
     """UTC, timezone-aware."""
     why: str = ""
-    """One line for a person: why this configuration, or why it goes on."""
+    """One line for a person: why it starts or goes on now."""
+    chosen: str = ""
+    """Likewise: why it has this configuration."""
     parent: str | None = None
     """trial_id of the trial from whose checkpoint it goes on; None: it starts from nothing."""
     parent_epoch: int = 0

@@ -213,7 +213,7 @@ class Progress:
 
     def _chosen_text(self, event: TrialStarted) -> str:
         done = self._ledger.trials[event.trial_id]["epochs"]
-        what = f"goes on after epoch {done}" if done else "starts"
+        what = f"goes on after epoch {done}" if done > event.parent_epoch else "starts"
         return f"{event.trial_id} {what}" + (f": {event.why}" if event.why else "")
 
     def _objectives_text(self, row: Row, width: int = 0) -> str:

@@ -6,10 +6,12 @@ Whenever a gang is free, what goes on until its next rung is the paused trial, o
 epochs are worth most (`tuning/search/worth.py`): where early epochs tell the truth many trials begin and few
 go on, where they mislead those that begin go on.
 
-* The first trials are random draws and run to the last rung: from them the rungs' worth is learnt.
+* The first trials are random draws and run to the last rung, with a budget of trials some of them: from them
+  the rungs' worth is learnt.
 * Of many gangs, one in eight trains beyond each rung where several trials wait to choose from: else nothing
   would be whole for as long as beginning another is worth more. With eight it gains nothing.
-* With a budget of trials all of them begin, and have as many epochs as under ASHA (`allotment.py`).
+* With a budget of trials all of them begin, and have as many epochs as under ASHA (`allotment.py`); when the
+  last has begun, the model alone decides who goes on.
 * No configuration is tried twice, but where a small space has hardly another: what a second training would
   tell is luck.
 * A twentieth of the decisions are random draws and as many the promotions that ASHA would make, so that no
@@ -42,7 +44,7 @@ from tuning.search.proposers import Observed, Proposal
 from tuning.search.ranking import Standing
 from tuning.search.scheduler import Decision, PromotingAsha, Scheduler
 
-#: Trials that are drawn at random, and are not paused below the last rung, before any is modelled.
+#: Trials that are drawn at random, and as far as may be are not paused below the last rung, before the model.
 STARTUP = 8  # results of so many trials suffice for the first fit, see `evidence.py`
 #: Share of decisions that are random draws, and share that are ASHA's promotions.
 RANDOM, BY_RANK = 0.05, 0.05
@@ -145,13 +147,14 @@ class Auto(Scheduler):
         number = int(trial_id)
         self._evidence.add(number, epoch)
         self._allotment.until(number, epoch)
+        if epoch == self._levels[0]:
+            self._allotment.come()
         decision = self._asha.report(trial_id, epoch, standing)
-        passes = self._passes(number, epoch) and self._allotment.fits_unchosen(epoch)
-        if decision.action == "pause" and passes:
-            self._allotment.until_next(number, epoch)
+        if decision.action != "pause":
+            return decision
+        if self._passes(number, epoch) and self._allotment.pass_unchosen(number, epoch):
             return Decision("continue", f"rung {decision.rung}: one of the first trials", decision.rung)
-        if decision.action == "pause":
-            self._waiting[number] = epoch
+        self._waiting[number] = epoch
         return decision
 
     def next_promotion(self, *, or_new: bool = True) -> tuple[str, str] | None:
@@ -178,6 +181,8 @@ class Auto(Scheduler):
         """Never promote it; if it failed, remember where it would have been evaluated next as a bad place."""
         number = int(trial_id)
         self._waiting.pop(number, None)
+        if number not in self._dropped and self._done.get(number, 0) < self._levels[0]:
+            self._allotment.lose()
         self._dropped.add(number)
         self._allotment.until(number, self._done.get(number, 0))
         self._asha.drop(trial_id)
@@ -214,16 +219,22 @@ class Auto(Scheduler):
         if not any(map(self._allotment.fits, self._waiting.values())):
             return None
         if self._evidence.trials < STARTUP:
-            return self._promoted_by_rank()
+            fitting = [n for n, epoch in self._waiting.items() if self._allotment.fits(epoch)]
+            best = min(fitting, key=lambda n: (-self._waiting[n], self._standing(n).key, n))
+            return _Choice(paused=best, why=f"the best that waits after epoch {self._waiting[best]}")
         return self._most_promising(rng, or_new=False)
 
+    def _standing(self, number: int) -> Standing:
+        """Of a trial that waits."""
+        return self._evidence.standing(number, self._waiting[number])
+
     def _promoted_by_rank(self) -> _Choice | None:
-        """ASHA's promotion, unless the model has promoted that trial already, or too few epochs are left."""
+        """ASHA's promotion, unless the model has promoted that trial already."""
+        if not all(map(self._allotment.fits, self._waiting.values())):
+            return None  # whom ASHA names it does not name again
         trial_id, why = self._asha.next_promotion() or ("-1", "")
         number = int(trial_id)
-        if number not in self._waiting or not self._allotment.fits(self._waiting[number]):
-            return None
-        return _Choice(paused=number, why=f"{why} (ASHA)")
+        return _Choice(paused=number, why=f"{why} (ASHA)") if number in self._waiting else None
 
     @_one_thread()
     def _most_promising(self, rng: np.random.Generator, *, or_new: bool) -> _Choice | None:

@@ -127,6 +127,7 @@ class OpenTrials:
                 config=trial.config,
                 at=self._now(),
                 why=trial.why,
+                chosen=self._searcher.observed[int(trial.trial_id)].why,
                 parent=trial.parent,
                 parent_epoch=trial.parent_epoch,
                 halvings=trial.halvings,

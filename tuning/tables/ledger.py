@@ -128,7 +128,7 @@ class Ledger:
         if event.trial_id not in self.trials:
             self._places[event.trial_id] = len(self._places)
             row = self.trials[event.trial_id] = {"trial_id": event.trial_id, "epochs": event.parent_epoch}
-            row["chosen"] = event.why or None
+            row["chosen"] = event.chosen or None
             if event.parent is not None:
                 row |= {"parent": event.parent, "parent_epoch": event.parent_epoch}
             self.trials[event.trial_id] |= self._effort(event.trial_id)

@@ -139,8 +139,10 @@ def noted(folder: Path, what: Note) -> bool:
 
 
 def recorded_data(folder: Path) -> str | None:
-    """Identity of the data with which the experiment began; None where none was recorded."""
-    return _environment(folder).get("data")
+    """Identity of the data of the last start that recorded one; None where none did."""
+    record = _environment(folder)
+    known = [start["data"] for start in (record, *record.get("resumed", ())) if "data" in start]
+    return known[-1] if known else None
 
 
 def _environment(folder: Path) -> dict[str, Any]:
