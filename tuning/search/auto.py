@@ -109,7 +109,6 @@ class Auto(Scheduler):
         self._decides = True
         self._waiting: dict[int, int] = {}  # number -> epoch of the rung at which it is paused
         self._done: dict[int, int] = {}  # number -> epochs
-        self._dropped: set[int] = set()
         self._reported: Sequence[tuple[int, int]] = ()
         self._looked_at = 0  # how many of those reports are taken in
         self._choice: tuple[Any, _Choice | None] = (None, None)  # and what it was made from, before it
@@ -171,20 +170,18 @@ class Auto(Scheduler):
         if self._waiting.get(number, epoch) < epoch:
             del self._waiting[number]
         self._done[number] = max(epoch, self._done.get(number, 0))
-        if number in self._dropped:  # it runs to its end whatever it was granted
-            self._allotment.until(number, epoch)
-        else:
-            self._allotment.until_next(number, epoch - 1)
+        self._allotment.until_next(number, epoch - 1)
         self._asha.went_on(trial_id, epoch)
 
     def drop(self, trial_id: str) -> None:
         """Never promote it; if it failed, remember where it would have been evaluated next as a bad place."""
         number = int(trial_id)
         self._waiting.pop(number, None)
-        if number not in self._dropped and self._done.get(number, 0) < self._levels[0]:
-            self._allotment.lose()
-        self._dropped.add(number)
-        self._allotment.until(number, self._done.get(number, 0))
+        if self._evidence.trial(number).over:  # else it is to run to its end
+            done = self._done.get(number, 0)
+            self._allotment.until(number, done)
+            if done < self._levels[0]:
+                self._allotment.lose()
         self._asha.drop(trial_id)
         self._evidence.add_failure(number)
 
