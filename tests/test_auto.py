@@ -141,7 +141,7 @@ def test_beside_another_scheduler_the_reason_is_a_chance():
     assert all(why.startswith(("rung ", "the best so far")) for why in went_on)
 
 
-@pytest.mark.parametrize("trials", [1, 3, 10, 24, 50])
+@pytest.mark.parametrize("trials", [1, 3, 15, 16, 24, 50])
 @pytest.mark.parametrize("gangs", [1, 6])
 def test_with_a_budget_of_trials_all_begin_and_have_as_many_epochs_as_under_asha(trials, gangs):
     """The best is finished beside that, under either."""

@@ -254,11 +254,15 @@ def test_check_tells_starting_points_sources_budgets_and_references(captune, tmp
         "until 7 trials in a row bring nothing better",
     ):
         assert part in output
-    for algorithm in ("auto", "asha"):
-        words = ("check", "birds.yaml", "--set", f"scheduler.algorithm={algorithm}")
-        promoting = " ".join(said(captune(*words), 0).split())
+    for algorithm, trials, told in (
+        ("auto", 16, "a model of configuration and epoch that promotes, too, seed"),
+        ("auto", 15, "a model of configuration and epoch; of fewer than 16 trials, asha promotes, seed"),
+        ("asha", 16, "a model of configuration and epoch, seed"),
+    ):
+        asked = ("--set", f"scheduler.algorithm={algorithm}", "--set", f"budget.trials={trials}")
+        promoting = " ".join(said(captune("check", "birds.yaml", *asked), 0).split())
         assert f"the others pause and may go on later ({algorithm})" in promoting
-        assert ("epoch that promotes, too" in promoting) == (algorithm == "auto")
+        assert told in promoting
 
 
 @pytest.mark.parametrize(

@@ -482,7 +482,7 @@ SCENARIOS = {
         failing,
     ),
     "auto and trials": (
-        {"search": {"algorithm": "auto"}, "scheduler": {"max_epochs": 4}, "budget": {"trials": 13}},
+        {"search": {"algorithm": "auto"}, "scheduler": {"max_epochs": 4}, "budget": {"trials": 16}},
         failing,
     ),
     "NaN": ({"budget": {"trials": 9}}, broken),

@@ -294,7 +294,7 @@ def test_equal_inputs_give_equal_decisions(experiment, curves, gangs):
         st.fixed_dictionaries(
             {"epochs": st.integers(1, 60)},
             optional={
-                "trials": st.integers(1, 20),
+                "trials": st.integers(16, 30),
                 "worker_hours": st.floats(0.01, 0.2),
                 "money": st.floats(0.1, 2.0),
                 "time": st.floats(1, 400),

@@ -35,6 +35,7 @@ from tuning.contradictions import Contradictions, refuse_contradictions
 from tuning.experiment_file import ExperimentError, Source, read_experiment_file
 from tuning.gangs.resources import DoesNotFit, GangPlan, NodeResources, plan_gangs
 from tuning.sections import (
+    FEWEST_MODELLED,
     METHOD,
     Budget,
     Checkpoints,
@@ -151,6 +152,13 @@ class Experiment(Strict):
             interval = self.search.interval or max(1, last // 9)
             return tuple(range(interval, last, interval))
         return self.scheduler.rungs()
+
+    @property
+    def model_promotes(self) -> bool:
+        """Whether the model of `search.algorithm: auto` decides about promotions, too."""
+        counted = self.budget.trials
+        few = counted is not None and counted < FEWEST_MODELLED
+        return self.search.algorithm == self.scheduler.algorithm == "auto" and not few
 
     def full_epochs(self) -> frozenset[int]:
         """Epochs after which a trial is evaluated in full: at every rung and at its end."""

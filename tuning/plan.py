@@ -17,6 +17,7 @@ from search_spaces.space import Space
 from trainables.store import is_url
 from tuning.gangs.resources import needs_text, nodes_text
 from tuning.render import count, number
+from tuning.sections import FEWEST_MODELLED
 
 if TYPE_CHECKING:
     from tuning.experiment import Experiment
@@ -47,8 +48,10 @@ def plan_table(experiment: Experiment, plan: GangPlan, nodes: Sequence[NodeResou
     auto = ""
     if search.algorithm == "auto":
         auto = ", a model of configuration and epoch"
-        if experiment.scheduler.algorithm == "auto":
+        if experiment.model_promotes:
             auto += " that promotes, too"
+        elif experiment.scheduler.algorithm == "auto":
+            auto += f"; of fewer than {FEWEST_MODELLED} trials, asha promotes"
     together = f", a population of {search.places()}" if search.algorithm == "pbt" else ""
     table.add_row("search", f"{search.algorithm}{grid}{auto}{together}, seed {search.seed}")
     if search.start:

@@ -109,11 +109,16 @@ class Search(Strict):
         return sources
 
 
+#: Of fewer trials too few are seen for the model of `auto` to choose who goes on.
+FEWEST_MODELLED = 16
+
+
 class Scheduler(Strict):
     """Which trials go on, and how far."""
 
     algorithm: Literal["auto", "asha", "asha_stopping", "front", "none"] = "auto"
-    """`auto`: the model of `search.algorithm: auto` promotes, too; beside another searcher it is `asha`."""
+    """`auto`: the model of `search.algorithm: auto` promotes, too; beside another searcher, and where
+    `budget.trials` is below 16, it is `asha`."""
     min_epochs: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """No trial is paused or stopped by the scheduler before it; `auto`: a ninth of `max_epochs`."""
     max_epochs: Annotated[int, Field(ge=1)] = 9

@@ -47,9 +47,8 @@ def open_strategy(
         proposer.watch(searcher.observed)
         return searcher, proposer
     if isinstance(proposer, Auto):
-        decides = experiment.scheduler.algorithm == "auto"
-        proposer.watch(searcher.observed, searcher.reported, decides=decides)
-        if decides:
+        proposer.watch(searcher.observed, searcher.reported, decides=experiment.model_promotes)
+        if experiment.model_promotes:
             return searcher, proposer
     return searcher, make_scheduler(experiment)
 
