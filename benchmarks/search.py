@@ -45,7 +45,7 @@ from tuning.simulation.simulator import simulate
 OURS, BASELINE = "captune auto", "random"
 #: Captune's own: with a budget of epochs; with one of as many trials as ASHA would train in these; and its
 #: model beside ASHA, which promotes.
-OWN = (OURS, "captune auto, trials", "captune auto, asha promotes")
+OWN = {OURS: "epochs", "captune auto, trials": "trials", "captune auto, asha promotes": "asha"}
 SETS = {"TUNING": TUNING, "REPORTED": REPORTED}
 PROBLEMS = {problem.name: problem for problem in (*TUNING, *REPORTED)}
 #: Shares of the budget that the tables show.
@@ -160,7 +160,7 @@ def run(task: Task) -> Outcome:
     history, failure, began = [], "", time.process_time()
     try:
         if task.method in OWN:
-            reports = ours(problem, task.gangs, budget, task.seed, method=task.method)
+            reports = ours(problem, task.gangs, budget, task.seed, OWN[task.method])
         else:
             make = (RIVALS if one_objective else MULTI_OBJECTIVE_RIVALS)[task.method]
             reports = drive(make(problem, task.seed), problem, task.gangs, budget, task.seed)
@@ -172,11 +172,8 @@ def run(task: Task) -> Outcome:
     return Outcome(at_shares(history, budget), time.process_time() - began, failure)
 
 
-def ours(
-    problem: Problem, gangs: int, budget: int, seed: int, *, method: str = OURS, **sections: Any
-) -> Iterator[Report]:
-    """Captune's own search of `problem`; `sections` replace those of the experiment."""
-    _, _, variant = method.partition(", ")
+def ours(problem: Problem, gangs: int, budget: int, seed: int, variant: str = "epochs") -> Iterator[Report]:
+    """Captune's own search of `problem` with a budget of epochs, in a variant of `OWN`."""
     experiment = Experiment.from_dict(
         {
             "name": problem.name,
@@ -186,10 +183,9 @@ def ours(
             "search": {"algorithm": "auto", "seed": seed},
             "scheduler": {
                 "max_epochs": problem.max_epochs,
-                "algorithm": "asha" if variant == "asha promotes" else "auto",
+                "algorithm": "asha" if variant == "asha" else "auto",
             },
             "budget": {"epochs": budget},
-            **sections,
         }
     )
     if variant == "trials":

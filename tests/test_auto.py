@@ -57,15 +57,14 @@ def configs(experiment, curves=bowl, gangs=2):
     ]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"budget": {"trials": 40}, "scheduler": {"algorithm": "asha", "max_epochs": 9}},
-        {"budget": {"trials": 40}},
-        {"budget": {"epochs": 200}},
-    ],
-    ids=["beside asha", "trials", "epochs"],
-)
+def in_each_mode(*, trials, epochs):
+    """Parametrizes `changes`: the model only proposes, or promotes with either budget."""
+    beside = {"budget": {"trials": trials}, "scheduler": {"algorithm": "asha", "max_epochs": 9}}
+    deciding = [{"budget": {"trials": trials}}, {"budget": {"epochs": epochs}}]
+    return pytest.mark.parametrize("changes", [beside, *deciding], ids=["beside asha", "trials", "epochs"])
+
+
+@in_each_mode(trials=40, epochs=200)
 def test_proposals_come_to_where_the_loss_is_least(changes):
     last = configs(problem(**changes))[-10:]
     near = [c for c in last if abs(c["x"] - 0.3) < 0.15 and abs(c["y"] - 0.8) < 0.15 and c["k"] == "a"]
@@ -82,15 +81,7 @@ def test_the_same_seed_makes_the_same_choices_and_another_others():
     assert epochs(1) == epochs(1) != epochs(2)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"budget": {"trials": 18}, "scheduler": {"algorithm": "asha", "max_epochs": 9}},
-        {"budget": {"trials": 18}},
-        {"budget": {"epochs": 80}},
-    ],
-    ids=["beside asha", "trials", "epochs"],
-)
+@in_each_mode(trials=18, epochs=80)
 def test_no_configuration_is_tried_twice_while_there_is_another(changes):
     space = {"x": {"choice": [0.1, 0.3, 0.5]}, "y": {"int": [0, 2]}, "k": {"choice": ["a", "b"]}}
     tried = configs(problem(**changes, search_space=space))
@@ -187,15 +178,7 @@ def test_the_chance_is_that_of_the_model():
     assert chance_to_improve(known, mean, spread) == chance_to_improve(known, mean, spread)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"budget": {"trials": 40}, "scheduler": {"algorithm": "asha", "max_epochs": 9}},
-        {"budget": {"trials": 40}},
-        {"budget": {"epochs": 150}},
-    ],
-    ids=["beside asha", "trials", "epochs"],
-)
+@in_each_mode(trials=40, epochs=150)
 def test_where_trials_fail_is_kept_away_from(changes):
     tried = {}
 

@@ -21,18 +21,23 @@ from tuning.simulation.simulator import simulate
 
 DEADLINES = settings(max_examples=60, deadline=None)
 
-schedulers = st.builds(
-    lambda algorithm, low, span, factor: {
-        "algorithm": algorithm,
-        "min_epochs": low,
-        "max_epochs": low + span,
-        "reduction_factor": factor,
-    },
-    st.sampled_from(["asha", "asha", "asha_stopping", "none"]),
-    st.integers(1, 3),
-    st.integers(0, 9),
-    st.integers(2, 4),
-)
+
+def scheduling(*algorithms):
+    return st.builds(
+        lambda algorithm, low, span, factor: {
+            "algorithm": algorithm,
+            "min_epochs": low,
+            "max_epochs": low + span,
+            "reduction_factor": factor,
+        },
+        st.sampled_from(algorithms),
+        st.integers(1, 3),
+        st.integers(0, 9),
+        st.integers(2, 4),
+    )
+
+
+schedulers = scheduling("asha", "asha", "asha_stopping", "none")
 budgets = st.fixed_dictionaries(
     {"trials": st.integers(1, 25)},
     optional={
@@ -281,16 +286,7 @@ def test_equal_inputs_give_equal_decisions(experiment, curves, gangs):
 @given(
     st.builds(
         described,
-        st.builds(
-            lambda low, span, factor: {
-                "min_epochs": low,
-                "max_epochs": low + span,
-                "reduction_factor": factor,
-            },
-            st.integers(1, 3),
-            st.integers(0, 9),
-            st.integers(2, 4),
-        ),
+        scheduling("auto"),
         st.fixed_dictionaries(
             {"epochs": st.integers(1, 60)},
             optional={

@@ -104,7 +104,6 @@ def run(
         plan = _plan(experiment, say)
         refuse_unseen_folders(experiment)
         data = _prepare_data(experiment, folder, say)
-        refuse_other_data(folder, data)
         for line in learnt_from:
             say(line)
         write_description(experiment, command=sys.argv, data=data)
@@ -151,7 +150,7 @@ def compress(
         stack.enter_context(_connect()(experiment=experiment))
         interruption = stack.enter_context(Interruption())
         refuse_unseen_folders(experiment)
-        refuse_other_data(folder, _prepare_data(experiment, folder, say))
+        _prepare_data(experiment, folder, say)
         stack.enter_context(storage_is_needed())
         if mirror is not None:
             mirror.start()
@@ -263,12 +262,18 @@ def _prepare_data(experiment: Experiment, folder: Path, say: Callable[[str], Non
 
     Returns:
         The identity of the data, where the trainable says one.
+
+    Raises:
+        ExperimentError: it is another than that of the results in `folder`.
     """
-    trainable = resolve_trainable(experiment.trainable)
+    trainable, report = resolve_trainable(experiment.trainable), None
     if hasattr(trainable, "prepare"):
         report = trainable.prepare(experiment.data, experiment.model, progress=sys.stderr.isatty()) or []
+    identity = trainable.identity(experiment.data) if hasattr(trainable, "identity") else None
+    refuse_other_data(folder, identity)
+    if report is not None:
         _show(report, folder / "data_report.txt", say)
-    return trainable.identity(experiment.data) if hasattr(trainable, "identity") else None
+    return identity
 
 
 def _show(lines: Sequence[str], path: Path, say: Callable[[str], None]) -> None:

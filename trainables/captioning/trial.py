@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from trainables.captioning import check, checkpoint, children, collective, shipped
+from trainables.captioning import check, checkpoint, children, collective, prepared, shipped
 from trainables.captioning.compress.arithmetic import fast
 from trainables.captioning.compress.artefact import size_bytes
 from trainables.captioning.compress.hold import hold
@@ -24,8 +23,6 @@ from trainables.captioning.compress.measure import COST, measure
 from trainables.captioning.compress.teacher import teacher_outputs
 from trainables.captioning.compress.teacher_attention import teacher_attention
 from trainables.captioning.compress.teacher_captions import with_teacher_captions
-from trainables.captioning.data import cache
-from trainables.captioning.data.cache import CaptionData
 from trainables.captioning.data.features import cached_features
 from trainables.captioning.data.loader import (
     Features,
@@ -36,8 +33,8 @@ from trainables.captioning.data.loader import (
 )
 from trainables.captioning.evaluate import caption_quality, held_out_loss
 from trainables.captioning.model.captioner import Captioner
-from trainables.captioning.model.encoders import Encoder, build_encoder
-from trainables.captioning.settings import DataSettings, Settings
+from trainables.captioning.model.encoders import Encoder
+from trainables.captioning.settings import Settings
 from trainables.captioning.shrinking import Shrinking
 from trainables.captioning.side_by_side import side_by_side
 from trainables.captioning.train import Trainer
@@ -66,29 +63,9 @@ class Captioning:
         """Refuse ways to compress that cannot be; see `check.check_variants`."""
         check.check_variants(methods, ratios)
 
-    @classmethod
-    def prepare(
-        cls, data: Mapping[str, Any], settings: Mapping[str, Any], *, progress: bool = False
-    ) -> list[str]:
-        """Decode images, train the tokenizer, compute a frozen encoder's features: what is not there yet.
-
-        Returns:
-            Lines for a person: how much there is, and every image that was skipped, with the reason.
-
-        Raises:
-            SettingsError: data that cannot be used.
-        """
-        prepared = cache.prepare(check.read_data_settings(data), progress=progress)
-        chosen = check.read_settings(settings)
-        if check.caches_features(chosen):
-            encoder = build_encoder(chosen, prepared.images.shape[1])
-            cached_features(prepared, encoder, progress=progress)
-        return _data_report(prepared)
-
-    @classmethod
-    def identity(cls, data: Mapping[str, Any]) -> str:
-        """What is learnt from and judged on; of prepared data."""
-        return cache.prepare(check.read_data_settings(data)).identity
+    # Data, before any trial.
+    prepare = staticmethod(prepared.prepare)
+    identity = staticmethod(prepared.identity)
 
     # What becomes of a checkpoint, and of what was exported of it.
     variants = staticmethod(children.variants)
@@ -122,7 +99,7 @@ class Captioning:
         self.settings = check.read_settings(config)
         self.device = torch.device(context.device)
         data_settings = check.read_data_settings(context.data)
-        self.data = self.lessons = _open_data(data_settings, context.cpus)
+        self.data = self.lessons = prepared.open_data(data_settings, context.cpus)
         self.parent = self.settings.compression.parent
         if self.parent is not None:
             asked = self.settings
@@ -132,7 +109,9 @@ class Captioning:
                 self.settings = self.settings.model_copy(update=smaller)
         self.features: Features = None
         if check.caches_features(self.settings):
-            self.features = _open_features(data_settings, self.settings.encoder, context.cpus, self.device)
+            self.features = prepared.open_features(
+                data_settings, self.settings.encoder, context.cpus, self.device
+            )
         self._seed(0)
         captioner = self._whole()
         self.whole_bytes = size_bytes(captioner)
@@ -319,29 +298,3 @@ class Captioning:
             self.measured = collective.agree(cost, COST, self.device)
         self.measured |= size
         return dict(self.measured)
-
-
-def _data_report(data: CaptionData) -> list[str]:
-    sizes = ", ".join(f"{len(images):,} {split}" for split, images in data.splits.items())
-    report = [
-        f"{len(data.names):,} images ({sizes}), {len(data.tokens):,} captions, "
-        f"vocabulary of {data.tokenizer.vocabulary_size:,}"
-    ]
-    for what, items in (("skipped as bad", data.bad), ("left out", data.left_out)):
-        if items:
-            report += [f"{len(items):,} {what}:", *(f"  {name}: {reason}" for name, reason in items)]
-    return report
-
-
-@lru_cache(maxsize=1)
-def _open_data(settings: DataSettings, cores: int) -> CaptionData:
-    """Prepared data, opened once per process: checking what lies on disk takes longer than a short trial."""
-    return cache.prepare(settings, cores=cores)
-
-
-@lru_cache(maxsize=2)
-def _open_features(data: DataSettings, encoder: str, cores: int, device: torch.device) -> Features:
-    prepared = _open_data(data, cores)
-    settings = Settings.model_validate({"encoder": encoder, "encoder_trainable": False})
-    module = build_encoder(settings, prepared.images.shape[1]).to(device)
-    return cached_features(prepared, module, device=device)

@@ -17,7 +17,7 @@ UNCHOSEN = 0.25
 
 
 class Allotment:
-    """It, and what is granted of it.
+    """How many epochs there are for all trials together, and what each is granted.
 
     Args:
         levels: epochs of the rungs, ascending; the last is that of the trials' end.
@@ -57,6 +57,16 @@ class Allotment:
         """A trial was over before it came there: ever fewer are expected to come."""
         self._lost += 1
 
+    def until_next(self, number: int, epoch: int) -> None:
+        """A trial with so many epochs goes on to the next rung."""
+        self.until(number, self._after(epoch))
+
+    def until(self, number: int, epoch: int) -> None:
+        """So many epochs are what a trial gets, or ended with; what it was granted beyond is left again."""
+        before, now = self._granted.get(number, self._levels[0]), max(epoch, self._levels[0])
+        self._spent += now - before
+        self._granted[number] = now
+
     @property
     def _total(self) -> float:
         if self._trials is None:
@@ -66,16 +76,6 @@ class Allotment:
             members //= self._reduction_factor
             total += members * (following - level)
         return total
-
-    def until_next(self, number: int, epoch: int) -> None:
-        """A trial with so many epochs goes on to the next rung."""
-        self.until(number, self._after(epoch))
-
-    def until(self, number: int, epoch: int) -> None:
-        """So many epochs are what a trial has, or gets; what it had been granted more is left again."""
-        before, now = self._granted.get(number, self._levels[0]), max(epoch, self._levels[0])
-        self._spent += now - before
-        self._granted[number] = now
 
     def _after(self, epoch: int) -> int:
         return next((level for level in self._levels if level > epoch), epoch)

@@ -217,13 +217,10 @@ class Auto(Scheduler):
             return None
         if self._evidence.trials < STARTUP:
             fitting = [n for n, epoch in self._waiting.items() if self._allotment.fits(epoch)]
-            best = min(fitting, key=lambda n: (-self._waiting[n], self._standing(n).key, n))
+            standings = {n: self._evidence.standing(n, self._waiting[n]) for n in fitting}
+            best = min(fitting, key=lambda n: (-self._waiting[n], standings[n].key, n))
             return _Choice(paused=best, why=f"the best that waits after epoch {self._waiting[best]}")
         return self._most_promising(rng, or_new=False)
-
-    def _standing(self, number: int) -> Standing:
-        """Of a trial that waits."""
-        return self._evidence.standing(number, self._waiting[number])
 
     def _promoted_by_rank(self) -> _Choice | None:
         """ASHA's promotion, unless the model has promoted that trial already."""

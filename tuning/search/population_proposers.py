@@ -9,10 +9,11 @@ proposers, these decide as one that was made a moment ago would.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from itertools import count, takewhile
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import cmaes
 import numpy as np
@@ -33,13 +34,36 @@ POPULATION = 16
 _Member = tuple[int, Standing]
 
 
+_State = TypeVar("_State")
+
+
+class _Course(Generic[_State]):
+    """What each full generation has led to, kept as long as its results stay the same."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[list[_Member], _State]] = []
+
+    def follow(
+        self,
+        state: _State,
+        generations: Sequence[list[_Member]],
+        step: Callable[[_State, list[_Member]], _State],
+    ) -> _State:
+        """What all of them lead to from `state`, a step for each; none is taken twice."""
+        for index, members in enumerate(generations):
+            if index >= len(self._kept) or self._kept[index][0] != members:
+                self._kept[index:] = [(members, step(state, members))]
+            state = self._kept[index][1]
+        return state
+
+
 class CmaEs:
     """CMA-ES (Hansen 2016) over numeric hyperparameters, scaled to 0 to 1; choices are drawn at random."""
 
     def __init__(self, space: Space, seed: int, *, levels: Sequence[int]):
         self._space, self._seed, self._level = space, seed, levels[0]
         self._numeric = sorted(name for name, domain in space.items() if not isinstance(domain, Choice))
-        self._after: list[tuple[list[_Member], cmaes.CMA]] = []  # each full generation, and what it led to
+        self._course: _Course[cmaes.CMA] = _Course()
 
     def propose(self, number: int, observed: Sequence[Observed]) -> Proposal:
         """A draw from the distribution that the full generations lead to."""
@@ -55,21 +79,20 @@ class CmaEs:
 
     def _optimizer(self, observed: Sequence[Observed]) -> cmaes.CMA:
         """One that was told the first POPULATION of each full generation; a copy, for asking changes it."""
-        optimizer = cmaes.CMA(
+        begin = cmaes.CMA(
             mean=np.full(len(self._numeric), 0.5),
             sigma=0.3,
             bounds=np.array([[0.0, 1.0]] * len(self._numeric)),
             population_size=POPULATION,
         )
-        for index, generation in enumerate(full_generations(observed, self._level)):
-            members = generation[:POPULATION]
-            if self._after[index : index + 1] and self._after[index][0] == members:
-                optimizer = self._after[index][1]
-                continue
-            optimizer = deepcopy(optimizer)
+
+        def told(before: cmaes.CMA, members: Sequence[_Member]) -> cmaes.CMA:
+            optimizer = deepcopy(before)
             optimizer.tell(self._solutions(observed, members))
-            self._after[index:] = [(members, optimizer)]
-        return deepcopy(optimizer)
+            return optimizer
+
+        generations = [members[:POPULATION] for members in full_generations(observed, self._level)]
+        return deepcopy(self._course.follow(begin, generations, told))
 
     def _solutions(
         self, observed: Sequence[Observed], members: Sequence[_Member]
@@ -96,17 +119,12 @@ class Nsga2:
 
     def __init__(self, space: Space, seed: int, *, levels: Sequence[int]):
         self._space, self._seed, self._level = space, seed, levels[0]
-        # Each full generation, and whose children the next one's are.
-        self._after: list[tuple[list[_Member], list[_Member]]] = []
+        self._course: _Course[list[_Member]] = _Course()
 
     def propose(self, number: int, observed: Sequence[Observed]) -> Proposal:
         """A child of the last full generation."""
-        parents: list[_Member] = []
         generations = full_generations(observed, self._level)
-        for index, members in enumerate(generations):
-            if not (self._after[index : index + 1] and self._after[index][0] == members):
-                self._after[index:] = [(members, self._best(observed, parents, members))]
-            parents = self._after[index][1]
+        parents = self._course.follow([], generations, partial(self._best, observed))
         study = self._study(observed, parents, (), self._sampler(number))
         why = f"NSGA-II, generation {len(generations)}"
         return Proposal(self._space.suggest(study.ask()), len(generations), why=why)

@@ -1,9 +1,9 @@
 """Ways to choose the next configuration, each a function of what has been observed and nothing else.
 
-A proposer holds no state: the same number and the same observations give the same configuration, in a
-process that was restarted, too. This file knows the search space and the libraries that search it; it knows
-neither files nor Ray nor when a trial starts or ends. Those with libraries behind them are in
-`optuna_proposers.py` and `population_proposers.py`; our own method, `auto`, is `tuning/search/auto.py`.
+The same number and the same observations give the same configuration, in a process that was restarted, too:
+what a proposer keeps only spares it work. This file knows the search space; it knows neither files nor Ray
+nor when a trial starts or ends. Optuna's models are in `optuna_proposers.py`, what breeds generations in
+`population_proposers.py`; our own method, `auto`, is `tuning/search/auto.py`.
 """
 
 from __future__ import annotations

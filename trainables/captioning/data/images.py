@@ -97,9 +97,7 @@ def decode(file: IO[bytes], size: int) -> NDArray[np.uint8]:
         raise
     except Image.DecompressionBombError as error:
         raise BadImage(f"too many pixels: {error}") from error
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... on broken files
+    except Exception as error:  # on broken files Pillow raises OSError, SyntaxError, struct.error, …
         if isinstance(error, OSError) and error.errno in _PASSING:
             raise
         raise BadImage(str(error) or type(error).__name__) from error
