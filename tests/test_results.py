@@ -2,6 +2,10 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import textwrap
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -575,3 +579,25 @@ def test_a_reader_meets_no_half_table_while_it_is_replaced(tmp_path):
     finally:
         stop.set()
         writer.join()
+
+
+def test_a_writer_that_was_killed_leaves_the_old_table_and_nothing_beside_the_next_one(tmp_path):
+    path = tmp_path / "epochs.parquet"
+    write_table(pd.DataFrame({"epoch": [1]}), path)
+    dying = """
+        import os, signal, sys
+        from pathlib import Path
+        from tuning.tables.storage import write_table
+        class Frame:
+            def to_parquet(self, file, index):
+                file.write(b"PAR1")
+                file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+        write_table(Frame(), Path(sys.argv[1]))
+    """
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(dying), str(path)])
+    assert killed.returncode == -signal.SIGKILL
+    assert list(read_table(path)["epoch"]) == [1]
+    assert len(list(tmp_path.iterdir())) == 2
+    write_table(pd.DataFrame({"epoch": [1, 2]}), path)
+    assert list(tmp_path.iterdir()) == [path]

@@ -173,7 +173,7 @@ class CheckpointFolders:
         target = self._folder / fork / source.name
         if target.exists() or not source.is_dir():
             return
-        aside = target.with_name(f".{target.name}.{os.getpid()}")
+        aside = target.with_name(f".{target.name}.fork")
         shutil.rmtree(aside, ignore_errors=True)
         try:
             shutil.copytree(source, aside, copy_function=os.link)

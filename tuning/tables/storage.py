@@ -153,7 +153,9 @@ def _environment(folder: Path) -> dict[str, Any]:
 
 
 def _replace(path: Path, write: Callable[[Any], Any]) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # One process at a time writes here (`lock_of`), so the name may always be the same: what one that was
+    # killed meanwhile left behind is overwritten by the next.
+    aside = path.with_name(f".{path.name}.tmp")
     try:
         with aside.open("wb") as file:
             write(file)
