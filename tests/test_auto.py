@@ -159,8 +159,21 @@ def test_where_trials_fail_the_others_have_no_more_than_under_asha(gangs):
     for each in simulate(problem(budget={"trials": 40}), failing, gangs=gangs):
         done[each.trial_id] = each.epoch
     assert len(done) == 16
-    *others, best = sorted(done.values())
+    *others, second, best = sorted(done.values())
     assert best == 9 and sum(epochs - 1 for epochs in others) <= 5 * 2 + 6 + 8
+
+
+@pytest.mark.parametrize("gangs", [1, 4])
+def test_with_a_budget_of_trials_whoever_is_expected_to_end_best_is_not_left_unfinished(gangs):
+    """The order of these trials is the same after every epoch, that of what was measured is not."""
+    left = []
+    for seed in range(6):
+        changes = {"budget": {"trials": 24}, "search": {"algorithm": "auto", "seed": seed}}
+        done = {e.trial_id: e for e in simulate(problem(**changes), bowl, gangs=gangs)}.values()
+        ends = [(bowl("", each.config, 9)["loss"], each.epoch) for each in done]
+        left.append(min(loss for loss, epoch in ends if epoch == 9) - min(ends)[0])
+        assert sum(epoch - 1 for _, epoch in ends) <= 8 * 2 + 2 * 6 + 2 * 8
+    assert max(left) < 0.01
 
 
 def test_the_chance_is_that_of_the_model():

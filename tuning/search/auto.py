@@ -11,7 +11,8 @@ go on, where they mislead those that begin go on.
 * Of many gangs, one in eight trains beyond each rung where several trials wait to choose from: else nothing
   would be whole for as long as beginning another is worth more. With eight it gains nothing.
 * With a budget of trials all of them begin, and have as many epochs as under ASHA (`allotment.py`); when the
-  last has begun, the model alone decides who goes on.
+  last has begun, the model alone decides who goes on. When these are spent, whoever is expected to end best
+  is trained to its end.
 * No configuration is tried twice, but where a small space has hardly another: what a second training would
   tell is luck.
 * A twentieth of the decisions are random draws and as many the promotions that ASHA would make, so that no
@@ -52,6 +53,7 @@ RANDOM, BY_RANK = 0.05, 0.05
 FINISHING = 8
 #: Decisions after which the model is asked more and more seldom: that bounds its cost.
 ALWAYS = 1000
+TO_THE_END = "expected to end best, trained to its end"
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class _Choice:
     config: dict[str, Any] | None = None
     why: str = ""
     """One line for a person."""
+    to_the_end: bool = False
+    """Whether it passes the rungs on its way."""
 
 
 @contextlib.contextmanager
@@ -109,6 +113,7 @@ class Auto(Scheduler):
         self._decides = True
         self._waiting: dict[int, int] = {}  # number -> epoch of the rung at which it is paused
         self._done: dict[int, int] = {}  # number -> epochs
+        self._last: int | None = None  # number of the one that is trained to its end when all else is spent
         self._reported: Sequence[tuple[int, int]] = ()
         self._looked_at = 0  # how many of those reports are taken in
         self._choice: tuple[Any, _Choice | None] = (None, None)  # and what it was made from, before it
@@ -139,7 +144,7 @@ class Auto(Scheduler):
     # As a scheduler.
 
     def report(self, trial_id: str, epoch: int, standing: Standing) -> Decision:
-        """Pause a trial at its rung, unless it is one of the first."""
+        """Pause a trial at its rung, unless it is one of the first, or the last."""
         self.went_on(trial_id, epoch)
         if epoch not in self._levels:
             return Decision("continue")
@@ -151,6 +156,8 @@ class Auto(Scheduler):
         decision = self._asha.report(trial_id, epoch, standing)
         if decision.action != "pause":
             return decision
+        if number == self._last:
+            return Decision("continue", f"rung {decision.rung}: {TO_THE_END}", decision.rung)
         if self._passes(number, epoch) and self._allotment.pass_unchosen(number, epoch):
             return Decision("continue", f"rung {decision.rung}: one of the first trials", decision.rung)
         self._waiting[number] = epoch
@@ -162,6 +169,7 @@ class Auto(Scheduler):
         if choice is None or choice.paused is None:
             return None
         self._allotment.until_next(choice.paused, self._waiting.pop(choice.paused))
+        self._last = choice.paused if choice.to_the_end else self._last
         return f"{choice.paused:05d}", choice.why
 
     def went_on(self, trial_id: str, epoch: int) -> None:
@@ -214,7 +222,7 @@ class Auto(Scheduler):
 
     def _decide_without_new(self, rng: np.random.Generator) -> _Choice | None:
         if not any(map(self._allotment.fits, self._waiting.values())):
-            return None
+            return self._expected_best(rng)
         if self._evidence.trials < STARTUP:
             fitting = [n for n, epoch in self._waiting.items() if self._allotment.fits(epoch)]
             standings = {n: self._evidence.standing(n, self._waiting[n]) for n in fitting}
@@ -232,9 +240,8 @@ class Auto(Scheduler):
 
     @_one_thread()
     def _most_promising(self, rng: np.random.Generator, *, or_new: bool) -> _Choice | None:
-        running = [n for n, trial in enumerate(self._evidence.observed) if self._runs(n, trial)]
-        outlook = Outlook(self._encoding, self._evidence, running, self._waiting, rng)
-        if (needed := self._needed_to_finish(running, outlook.order)) is not None:
+        outlook = self._outlook(rng)
+        if (needed := self._needed_to_finish(self._running(), outlook.order)) is not None:
             return needed
         new = outlook.new(self._stops(0) if self._decides else None) if or_new else None
         rungs = sorted(filter(self._allotment.fits, set(self._waiting.values())))
@@ -244,6 +251,18 @@ class Auto(Scheduler):
             return None
         best = max(options, key=lambda option: option.price)  # of equals the new one
         return _Choice(best.paused, best.config, outlook.why(best, options))
+
+    @_one_thread()
+    def _expected_best(self, rng: np.random.Generator) -> _Choice | None:
+        """When all epochs are given away: the trial that is expected to end best, if it waits; once."""
+        fitting = {number for number, epoch in self._waiting.items() if self._allotment.fits_last(epoch)}
+        if self._last is not None or not fitting or self._evidence.trials < STARTUP:
+            return None
+        best = self._outlook(rng).order[0]
+        return _Choice(paused=best, why=TO_THE_END, to_the_end=True) if best in fitting else None
+
+    def _outlook(self, rng: np.random.Generator) -> Outlook:
+        return Outlook(self._encoding, self._evidence, self._running(), self._waiting, rng)
 
     def _drawn(self, rng: np.random.Generator, why: str) -> _Choice:
         """A random configuration that no trial has; one of theirs where many draws find no other."""
@@ -291,9 +310,13 @@ class Auto(Scheduler):
                 self._evidence.add_failure(number)
         self._looked_at = len(self._reported)
 
-    def _runs(self, number: int, trial: Observed) -> bool:
-        """Whether more is to be expected of a trial now; another scheduler does not say which are paused."""
-        return not trial.over and number not in self._waiting and (self._decides or not trial.results)
+    def _running(self) -> list[int]:
+        """Trials of which more is to be expected now; another scheduler does not say which are paused."""
+        return [
+            number
+            for number, trial in enumerate(self._evidence.observed)
+            if not trial.over and number not in self._waiting and (self._decides or not trial.results)
+        ]
 
     def _rng(self) -> np.random.Generator:
         return np.random.default_rng([self._seed, len(self._evidence.observed), len(self._evidence)])
