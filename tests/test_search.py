@@ -453,6 +453,12 @@ def failing(run, epoch):
     return figures(run, epoch)
 
 
+def failing_once_promoted(run, epoch):
+    if int(run.trial_id) % 3 and epoch == 2:
+        return Failure(state="failed", reason="no memory")
+    return figures(run, epoch)
+
+
 def leader_fails(run, epoch):
     """The first is the best by far until it fails; the others are better and better."""
     if run.trial_id == "00000":
@@ -480,6 +486,11 @@ SCENARIOS = {
     "auto and failures": (
         {"search": {"startup_trials": 3}, "scheduler": {"max_epochs": 9}, "budget": {"epochs": 40}},
         failing,
+    ),
+    "failures after a promotion": ({"budget": {"trials": 18}}, failing_once_promoted),
+    "auto and failures after a promotion": (
+        {"search": {"algorithm": "auto"}, "scheduler": {"max_epochs": 9}, "budget": {"trials": 18}},
+        failing_once_promoted,
     ),
     "auto and trials": (
         {"search": {"algorithm": "auto"}, "scheduler": {"max_epochs": 4}, "budget": {"trials": 16}},

@@ -185,10 +185,10 @@ class Auto(Scheduler):
         """Never promote it; if it failed, remember where it would have been evaluated next as a bad place."""
         number = int(trial_id)
         self._waiting.pop(number, None)
-        if self._evidence.trial(number).over:  # else it is to run to its end
-            done = self._done.get(number, 0)
-            self._allotment.until(number, done)
-            if done < self._levels[0]:
+        trial = self._evidence.trial(number)
+        if trial.over:  # else it is to run to its end
+            self._allotment.until(number, self._done.get(number, 0))
+            if self._levels[0] not in trial.results:
                 self._allotment.lose()
         self._asha.drop(trial_id)
         self._evidence.add_failure(number)

@@ -14,7 +14,6 @@ from typing import Any
 
 from tuning.events import FINAL_STATES, TrialState
 from tuning.experiment import ExperimentError
-from tuning.search.budget import BudgetGuard
 from tuning.search.open_trials import INTERRUPTED, OpenTrials
 from tuning.search.scheduler import Decision
 from tuning.search.trial import Trial
@@ -25,10 +24,9 @@ from tuning.tables.comparison import WENT_WRONG
 class Replay:
     """Takes rows in as if they happened now, and tells only what the tables do not know."""
 
-    def __init__(self, trials: OpenTrials, verdicts: Verdicts, budget: BudgetGuard, max_epochs: int):
+    def __init__(self, trials: OpenTrials, verdicts: Verdicts, max_epochs: int):
         self._trials = trials
         self._verdicts = verdicts
-        self._budget = budget
         self._max_epochs = max_epochs
 
     def take_in(
@@ -74,7 +72,7 @@ class Replay:
         """The table has the end of a trial here."""
         if state in WENT_WRONG:
             if not reason.endswith(NOT_FINITE):  # else the epoch that went wrong is in the table, and counted
-                self._budget.count_failure()
+                self._verdicts.count_failure(trial)
             self._trials.false_start.went_wrong(trial.trial_id, trial.epoch, "in an earlier run")
             self._trials.left_its_gang()
         else:

@@ -164,7 +164,7 @@ class Search:
                 trial, f"out of memory, goes on with smaller parts of a batch: {failure.reason}"
             )
         else:
-            self._budget.count_failure()
+            self._verdicts.count_failure(trial)
             self._trials.end(trial, failure.state, failure.reason, failure.error)
 
     def lose(self, trial_id: str, error: str, *, times: int = 1) -> None:
@@ -181,7 +181,7 @@ class Search:
         last = error.strip().rpartition("\n")[2]
         if trial.lost > self._max_failures:
             reason = f"lost {trial.lost} times, training.max_failures allows {self._max_failures}: {last}"
-            self._budget.count_failure()
+            self._verdicts.count_failure(trial)
             self._trials.end(trial, "failed", reason, error)
             return
         trial.attempt += times
@@ -232,7 +232,7 @@ class Search:
         Raises:
             ExperimentError: the tables have trials that the study has not.
         """
-        replay = Replay(self._trials, self._verdicts, self._budget, self._max_epochs)
+        replay = Replay(self._trials, self._verdicts, self._max_epochs)
         replay.take_in(list(self._searcher.configs()), trials, epochs)
 
     # What runs next.

@@ -42,11 +42,17 @@ class Verdicts:
         self._to_the_end: set[str] = set()
 
     def count_epoch(self, trial: Trial, metrics: Mapping[str, float]) -> None:
-        """An epoch was spent, whatever came of it."""
+        """An epoch was spent, whatever came of it: if it waited at a rung before, it does not any more."""
+        self._scheduler.went_on(trial.trial_id, trial.epoch)
         seconds = metrics.get("seconds", 0.0)
         trial.slowest_epoch_s = max(trial.slowest_epoch_s, seconds)
         trial.seconds += seconds
         self._budget.count_epoch(metrics.get("worker_s", 0.0), seconds)
+
+    def count_failure(self, trial: Trial) -> None:
+        """Its next epoch was begun, and went wrong."""
+        self._scheduler.went_on(trial.trial_id, trial.epoch + 1)
+        self._budget.count_failure()
 
     def missing_figure(self, report: Report) -> str | None:
         """What is wrong with the figures of an epoch after which a trial is evaluated in full."""
@@ -70,7 +76,6 @@ class Verdicts:
         """What scheduler and searcher make of an epoch; objectives may be absent between rungs."""
         values = [metrics.get(objective.metric) for objective in self._objectives]
         if any(value is None for value in values):
-            self._scheduler.went_on(trial.trial_id, trial.epoch)
             return Decision("continue")
         violations = [each.excess(metrics.get(each.metric, math.nan)) for each in self._constraints]
         standing = Standing(
