@@ -104,13 +104,14 @@ class Raylet:
 class Raylets:
     """A cluster of nodes with `cpus` cores each, the head, the first, with `head_cpus`. A context manager.
 
-    The others see each their own processes only where they are to be `apart`.
+    The others see each their own processes only where they are to be `apart`. With `most`, Ray's autoscaler
+    adds nodes of `cpus` cores, up to so many beside the head; they are processes of the head's.
 
     `address` is the dashboard's, `environment` what a process needs to have the right token (and whatever is
     given as `environment`), `nodes` those that were not killed, by name.
     """
 
-    def __init__(self, count, *, cpus=1, head_cpus=None, apart=False, **environment):
+    def __init__(self, count, *, cpus=1, head_cpus=None, apart=False, most=None, **environment):
         # Ray's sockets lie in its folders, and their paths must be short.
         self.folder = Path(tempfile.mkdtemp(prefix="captune-"))
         self._token = secrets.token_hex(32)
@@ -126,6 +127,8 @@ class Raylets:
             options = [f"--{name}={port}" for name, port in ports.items()]
             self._head_options = ["--head", "--dashboard-host=127.0.0.1", *options]
             self._head_cpus = cpus if head_cpus is None else head_cpus
+            if most is not None:
+                self._scale(most, cpus, f"127.0.0.2:{ports['port']}")
             self.head = self._start(*self._head_options, cpus=self._head_cpus)
             self.gcs_address = f"{self.head.ip}:{ports['port']}"
             self._wait_for_nodes()
@@ -135,6 +138,38 @@ class Raylets:
         except BaseException:
             self.close()
             raise
+
+    def _scale(self, most, cpus, gcs_address):
+        """As `ray.cluster_utils.AutoscalingCluster` does it."""
+        worker = {"resources": {"CPU": cpus}, "node_config": {}, "min_workers": 0, "max_workers": most}
+        head = {"resources": {"CPU": self._head_cpus}, "node_config": {}, "max_workers": 0}
+        steps = (
+            "initialization",
+            "setup",
+            "head_setup",
+            "worker_setup",
+            "head_start_ray",
+            "worker_start_ray",
+        )
+        config = {
+            **{f"{step}_commands": [] for step in steps},
+            **{"file_mounts": {}, "cluster_synced_files": [], "auth": {}},
+            "cluster_name": "fake",
+            "max_workers": most,
+            "idle_timeout_minutes": 0.1,
+            "provider": {
+                "type": "fake_multinode",
+                "gcs_address": gcs_address,
+                "disable_node_updaters": True,
+                "use_node_id_as_ip": True,
+            },
+            "available_node_types": {"ray.head.default": head, "worker": worker},
+            "head_node_type": "ray.head.default",
+        }
+        (self.folder / "autoscaling.json").write_text(json.dumps(config))
+        self._head_options.append(f"--autoscaling-config={self.folder / 'autoscaling.json'}")
+        self.environment |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+        self.environment["RAY_OVERRIDE_NODE_ID_FOR_TESTING"] = "f" * 51 + "0" * 5  # the head's
 
     def __enter__(self):
         return self

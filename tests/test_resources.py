@@ -8,7 +8,9 @@ from tuning.gangs.resources import GangPlan, Room, gangs_that_fit, nodes_text
 
 
 def plan(workers=1, cpus=1, gpus=0.0):
-    return GangPlan(gangs=1, most_gangs=99, workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
+    return GangPlan(
+        gangs=1, most_gangs=99, asked_gangs=1, workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus
+    )
 
 
 def most_workers(cpus, gpus, each):

@@ -8,7 +8,9 @@ from tuning.gangs.sharing import Claim, fair_gangs
 
 
 def claim(name, *, priority=1.0, most=float("inf"), workers=1, cpus=1, gpus=0.0):
-    plan = GangPlan(gangs=1, most_gangs=most, workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
+    plan = GangPlan(
+        gangs=1, most_gangs=most, asked_gangs=1, workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus
+    )
     return Claim(name=name, plan=plan, priority=priority)
 
 

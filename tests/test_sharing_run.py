@@ -119,3 +119,22 @@ def test_a_run_follows_a_cluster_that_loses_a_node_and_gets_another(tmp_path):
     states = found.trials.set_index("trial_id")["state"]
     assert set(states) <= {"completed", "paused"}, "none has failed"
     assert (states == "paused").sum() <= 2, "those that ran at the end"
+
+
+def test_an_autoscaler_is_asked_for_as_many_gangs_as_there_may_be_and_no_more(tmp_path):
+    def nodes():
+        found = cluster.ask("/api/v0/nodes")["data"]["result"]["result"]
+        return sum(node["state"] == "ALIVE" for node in found)
+
+    with Raylets(1, most=3) as cluster:
+        driver = start(tmp_path, cluster, "growing", trials=5000, max_gangs=2)
+        wait_until(lambda: done(tmp_path, "growing") and nodes() > 1, driver)
+        wait_until(lambda: load("growing", tmp_path).trials["node"].nunique() > 1, driver)
+        before = done(tmp_path, "growing")
+        wait_until(lambda: done(tmp_path, "growing") > before + 40, driver)  # some eight seconds
+        assert nodes() == 2
+        driver.send_signal(signal.SIGINT)
+        said, _ = driver.communicate(timeout=60)
+        assert driver.returncode == 130
+        wait_until(lambda: nodes() == 1)  # nothing is asked for any more
+    assert said.count("asking for room for 1 more gang of 1 worker with 1 CPU each") == 1

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from tuning.gangs.cleaners import end_idle_cleaners
+from tuning.gangs.demand import Demand
 from tuning.gangs.neighbours import Neighbours, alive_nodes
 from tuning.gangs.owner import GangOwner
 from tuning.gangs.resources import GangPlan, NoRoom, needs_text, nodes_text
@@ -21,7 +22,7 @@ from tuning.gangs.room import leave_off, own_groups, remove_orphaned_groups
 from tuning.gangs.roster import Roster
 from tuning.gangs.sharing import Claim, fair_gangs
 from tuning.gangs.waiting import SAY_S
-from tuning.render import duration
+from tuning.render import count, duration
 
 #: A Train controller looks after its workers this often; Ray's default of 2 s only delays recovery.
 TRAIN_ENVIRONMENT = {
@@ -69,6 +70,7 @@ class Gangs:
         self._name, self._started = f"{experiment}-{secrets.token_hex(2)}", 0
         self._neighbours = Neighbours(Claim(name=self._name, plan=plan, priority=priority))
         self._arguments = (plan, max_failures, hang_timeout_s, scratch)
+        self._demand, self._asked = Demand(self._name, plan), False
         self._owners: dict[str, Any] = {}
         self._questions: dict[Any, str] = {}  # what state a gang is in, still open -> gang
         self._ending: dict[Any, tuple[str, Any, float]] = {}  # its leave-taking -> gang, owner, deadline
@@ -123,8 +125,11 @@ class Gangs:
         if name is not None:
             self._owners[name].take_back.remote(run_id)
 
-    def look_after(self) -> None:
+    def look_after(self, more: bool = True) -> None:
         """Start and end gangs as the cluster grows and shrinks. Costs nothing most of the time.
+
+        Args:
+            more: whether the search would have trials for further gangs, if the cluster had these.
 
         Raises:
             NoRoom: no gang has had room for too long.
@@ -132,7 +137,11 @@ class Gangs:
         now = time.monotonic()
         if now >= self._resize_at:
             self._resize_at = now + RESIZE_S
-            start, ended = self._roster.resize(self._allowed())
+            allowed = self._allowed()
+            start, ended = self._roster.resize(allowed)
+            # Not while one of its own is placed: the room that it is about to take would be what is found.
+            growing = more and self._roster.all_in_use and self._roster.serving >= allowed
+            self._ask_for(self._plan.asked_gangs - allowed if growing else 0)
             for _ in range(start):
                 self._start()
             for name in ended:
@@ -149,6 +158,7 @@ class Gangs:
         Gangs that are between epochs leave by themselves; one in the middle of an epoch is given a moment
         and is then killed, with its Train run: the epoch's work is lost, no checkpoint is.
         """
+        self._demand.close()
         for name in list(self._owners):
             self._end(name, timeout_s)
         leaving = list(self._ending)
@@ -165,6 +175,13 @@ class Gangs:
     def _allowed(self) -> int:
         """This experiment's share of the cluster: at least one gang, that waits where there is no room."""
         return max(1, fair_gangs(self._neighbours.claims(), alive_nodes())[self._name])
+
+    def _ask_for(self, gangs: int) -> None:
+        """Let an autoscaler know of so many gangs that are missing; the first time a line says so."""
+        if gangs > 0 and not self._asked:
+            self._asked = True
+            self._say(f"asking for room for {count(gangs, 'more gang')} of {needs_text(self._plan)}")
+        self._demand.ask(max(0, gangs))
 
     def _start(self) -> None:
         name, self._started = f"{self._name}-gang-{self._started}", self._started + 1

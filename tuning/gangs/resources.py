@@ -41,6 +41,8 @@ class GangPlan:
     """As many as the cluster can hold of those that are wanted, if nobody else wants any."""
     most_gangs: float
     """More are never wanted, however large the cluster; inf where nothing limits them."""
+    asked_gangs: int
+    """So many are asked of an autoscaler while the cluster is too small for them."""
     workers: int
     """Workers of one gang."""
     cpus_per_worker: int
@@ -146,11 +148,14 @@ def least_plan(training: Training, trials: int | None, nodes: Sequence[NodeResou
         )
     if training.gangs == "auto":
         gangs, most = 1, min(trials or math.inf, training.max_gangs or math.inf)
+        asked = int(most) if training.max_gangs else 1
     else:
         gangs, most = training.gangs, float(training.gangs)
+        asked = training.gangs
     return GangPlan(
         gangs=gangs,
         most_gangs=most,
+        asked_gangs=asked,
         workers=training.workers,
         cpus_per_worker=training.cpus_per_worker,
         gpus_per_worker=gpus_per_worker,

@@ -21,6 +21,8 @@ class Roster:
         self._closed = 0  # gangs that failed again and again; nothing takes the place of these
         self._most = 0  # that ever were allowed
         self._missed = True  # whether a trial could have used a further gang, since the last `resize`
+        self.all_in_use = True
+        """Whether one could have, before the last `resize`."""
 
     def add(self, name: str) -> None:
         """A gang was started."""
@@ -100,8 +102,8 @@ class Roster:
         for name in ended:
             del self._states[name]
             self._on_trial.pop(name, None)
-        missed, self._missed = self._missed or not self._states, False
-        return (max(0, allowed - len(self._states)) if missed else 0), ended
+        self.all_in_use, self._missed = self._missed or not self._states, False
+        return (max(0, allowed - len(self._states)) if self.all_in_use else 0), ended
 
     def _free(self) -> list[str]:
         """Gangs to be lent. One that a trial left in trouble rests until another gang has that trial."""

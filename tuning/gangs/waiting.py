@@ -1,14 +1,10 @@
-"""Wait until a cluster that is too small for an experiment has grown, for as long as the experiment says.
-
-What is missing is asked for by placement groups that Ray cannot place: its autoscaler counts these as demand
-beside everybody else's, and they vanish with whoever made them.
-"""
+"""Wait until a cluster that is too small for an experiment has grown, for as long as the experiment says."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from tuning.gangs.neighbours import alive_nodes
@@ -30,6 +26,7 @@ def plan_in_time(experiment: Experiment, say: Callable[[str], None]) -> GangPlan
         NoRoom: it was still too large after `training.wait_for_resources`.
     """
     from tuning.experiment import TooLarge
+    from tuning.gangs.demand import Demand
 
     training = experiment.training
     try:
@@ -41,7 +38,8 @@ def plan_in_time(experiment: Experiment, say: Callable[[str], None]) -> GangPlan
     wanted = least_plan(training, experiment.budget.trials, alive_nodes())
     what = f"{count(wanted.gangs, 'gang')} of {needs_text(wanted)}"
     began, said = time.monotonic(), -SAY_S
-    with _asked_for(wanted):
+    with closing(Demand(experiment.name, wanted)) as demand:
+        demand.ask(wanted.gangs)
         while (waited := time.monotonic() - began) < training.wait_s:
             if waited - said >= SAY_S:
                 said = waited
@@ -55,16 +53,3 @@ def plan_in_time(experiment: Experiment, say: Callable[[str], None]) -> GangPlan
             except TooLarge as error:
                 refusal = error
     raise NoRoom(f"{refusal}; waited {duration(training.wait_s)} for it to grow")
-
-
-@contextmanager
-def _asked_for(wanted: GangPlan) -> Iterator[None]:
-    """Ask Ray's autoscaler for room for these gangs while the block runs."""
-    from ray.util import placement_group, remove_placement_group
-
-    groups = [placement_group([wanted.bundle] * wanted.workers, strategy="PACK") for _ in range(wanted.gangs)]
-    try:
-        yield
-    finally:
-        for group in groups:
-            remove_placement_group(group)
