@@ -215,6 +215,8 @@ def test_check_tells_the_plan_and_starts_nothing(captune, runner, tmp_path):
     ):
         assert part in output
     assert runner.calls == [] and not (tmp_path / "captune-results").exists()
+    growing = captune("check", "birds.yaml", "--set", "training.max_gangs=3")
+    assert "(here: 2 CPU), asks for up to 3" in said(growing, 0)
     assert "largest possible value is 2" in said(
         captune("check", "birds.yaml", "--set", "training.workers=3"), 2
     )

@@ -406,6 +406,17 @@ def test_gangs_fill_the_cluster(write, nodes, changes, expected):
     assert (plan.gangs, plan.workers, plan.cpus_per_worker, plan.gpus_per_worker) == expected
 
 
+@pytest.mark.parametrize(
+    ("changes", "asked"), [({}, 1), ({"max_gangs": 3}, 3), ({"max_gangs": 9}, 4), ({"gangs": 2}, 2)]
+)
+def test_an_autoscaler_is_asked_for_what_the_file_says_and_no_more_than_there_are_trials(
+    write, changes, asked
+):
+    overrides = [f"training.{key}={value}" for key, value in changes.items()]
+    plan = Experiment.load(write(), overrides).plan_resources([{"CPU": 4.0}])
+    assert (plan.gangs, plan.asked_gangs) == (2, asked)
+
+
 ON_ONE = "2 workers with {each} each do not fit on the cluster ({has}); the largest possible value is {most}"
 
 

@@ -58,7 +58,8 @@ def plan_table(experiment: Experiment, plan: GangPlan, nodes: Sequence[NodeResou
         table.add_row("starts with", f"{count(len(search.start), 'configuration')} of the file")
     if search.from_:
         table.add_row("learns from", ", ".join(search.from_))
-    table.add_row("gangs", f"{plan.gangs} of {needs_text(plan)} (here: {nodes_text(nodes)})")
+    more = f", asks for up to {plan.asked_gangs}" if plan.asked_gangs > plan.gangs else ""
+    table.add_row("gangs", f"{plan.gangs} of {needs_text(plan)} (here: {nodes_text(nodes)}){more}")
     table.add_row("rungs", _rungs_text(experiment))
     table.add_row("budget", _budget_text(experiment))
     compression = experiment.compression

@@ -205,7 +205,7 @@ class Training(Strict):
     gangs: int | Literal["auto"] = "auto"
     """Trials at the same time; `auto`: as many as fit on the cluster, also while it grows and shrinks."""
     max_gangs: Annotated[int, Field(ge=1)] | None = None
-    """`gangs: auto`: never more trials at the same time than this."""
+    """`gangs: auto`: never more trials at the same time than this; so many are asked of an autoscaler."""
     priority: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Experiments that run on one cluster share it; one of priority 2 gets twice as much as one of 1."""
     wait_for_resources: str | float | None = None
