@@ -22,6 +22,8 @@ from search_spaces.domains import Choice, Float, Int
 from search_spaces.space import Space
 from tuning.events import EpochReported, TrialEnded, TrialStarted
 from tuning.experiment import Experiment
+from tuning.forecast import Forecast
+from tuning.resuming import history
 from tuning.search import ranking
 from tuning.tables.consistency import check_tables
 from tuning.tables.ledger import Ledger
@@ -601,3 +603,14 @@ def test_a_writer_that_was_killed_leaves_the_old_table_and_nothing_beside_the_ne
     assert len(list(tmp_path.iterdir())) == 2
     write_table(pd.DataFrame({"epoch": [1, 2]}), path)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_work_that_came_to_no_epoch_is_in_the_row_of_its_trial_and_told_to_who_goes_on(tmp_path):
+    spec = experiment(tmp_path)
+    again = replace(epoch("a", 2, attempt=2, cider=0.1), lost_worker_s=2.0)
+    lost = replace(ended("a", "failed", "no luck"), lost_worker_s=3.0)
+    play(ResultsWriter(spec), started("a"), epoch("a", 1, cider=0.1), again, lost).close()
+    assert load(tmp_path).trials["worker_s"][0] == 2 * 4.0 + 2.0 + 3.0
+    trials, epochs = history(spec, ResultsWriter(spec).ledger)
+    assert trials[0]["worker_s"] == 13.0 and sum(row["metrics"]["worker_s"] for row in epochs) == 8.0
+    assert Forecast(spec, ResultsWriter(spec).ledger, clock=lambda: 0.0).spent.worker_s == 13.0

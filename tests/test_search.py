@@ -3,6 +3,7 @@
 import math
 import os
 from collections import deque
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -70,7 +71,15 @@ def unsafe_but_fast(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
-def open_search(folder, recorder, clock=None, gangs=1, can_halve=lambda *_: False, **changes):
+def open_search(
+    folder,
+    recorder,
+    clock=None,
+    gangs=1,
+    can_halve=lambda *_: False,
+    now=lambda: datetime.now(UTC),
+    **changes,
+):
     described = experiment(**changes)
     searcher, scheduler = open_strategy(described, path=folder / "study.journal")
     budget = BudgetGuard(described.budget, gangs=gangs, clock=clock or Clock())
@@ -81,6 +90,7 @@ def open_search(folder, recorder, clock=None, gangs=1, can_halve=lambda *_: Fals
         budget=budget,
         listeners=[recorder],
         can_halve=can_halve,
+        now=now,
     )
 
 
@@ -423,9 +433,13 @@ def as_tables(events, epoch_events=None):
     trials = {}
     for event in events:
         if isinstance(event, TrialStarted):
-            trials[event.trial_id] = {"trial_id": event.trial_id, "state": "running"}
+            known = trials.get(event.trial_id, {"trial_id": event.trial_id, "worker_s": 0.0})
+            trials[event.trial_id] = known | {"state": "running"}
+        elif isinstance(event, EpochReported):
+            trials[event.trial_id]["worker_s"] += event.metrics.get("worker_s", 0.0) + event.lost_worker_s
         elif isinstance(event, TrialEnded):
             trials[event.trial_id] |= {"state": event.state, "reason": event.reason, "finished_at": event.at}
+            trials[event.trial_id]["worker_s"] += event.lost_worker_s
     epochs = [
         {"trial_id": e.trial_id, "epoch": e.epoch, "attempt": e.attempt, "metrics": e.metrics, "at": e.at}
         for e in (events if epoch_events is None else epoch_events)
@@ -488,10 +502,6 @@ SCENARIOS = {
         failing,
     ),
     "failures after a promotion": ({"budget": {"trials": 18}}, failing_once_promoted),
-    "auto and failures after a promotion": (
-        {"search": {"algorithm": "auto"}, "scheduler": {"max_epochs": 9}, "budget": {"trials": 18}},
-        failing_once_promoted,
-    ),
     "auto and trials": (
         {"search": {"algorithm": "auto"}, "scheduler": {"max_epochs": 4}, "budget": {"trials": 16}},
         failing,
@@ -763,3 +773,58 @@ def test_a_suggestion_that_no_table_knows_is_run_as_suggested(tmp_path, recorder
     again.replay([], [])
     run = again.next_run()
     assert (run.trial_id, run.config) == (lost.trial_id, lost.config)
+
+
+def test_work_that_came_to_no_epoch_is_told_and_counted_by_a_resumed_run_too(tmp_path, recorder):
+    """An epoch takes two workers 60 s; each mishap comes 30 s into the next one."""
+    clock = Clock()
+
+    def now():
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=clock.now)
+
+    def worked(run, epoch, attempt=1):
+        metrics = {"score": 1.0, "worker_s": 120.0, "seconds": 60.0}
+        clock.now += 60
+        search.report(run.trial_id, Report(epoch=epoch, metrics=metrics, attempt=attempt, node="here"))
+
+    changes = {"training": {"workers": 2}, "scheduler": {"algorithm": "none", "max_epochs": 9}}
+    search = open_search(tmp_path, recorder, now=now, can_halve=lambda *_: True, **changes)
+    first = search.next_run()
+    worked(first, 1)
+    clock.now += 30
+    search.fail(first.trial_id, Failure(state="out_of_memory", reason="much"))  # and is tried with less
+    clock.now += 1000  # nobody's work
+    search.next_run()
+    clock.now += 30
+    search.lose(first.trial_id, "its gang left")
+    search.next_run()
+    clock.now += 30
+    worked(first, 2, attempt=4)  # its workers had died, and others did it again
+    clock.now += 30
+    search.fail(first.trial_id, Failure(state="failed", reason="broken"))
+    second = search.next_run()
+    worked(second, 1)
+    clock.now += 30
+    search.interrupt()
+    ended = [event.lost_worker_s for event in recorder.of(TrialEnded)]
+    assert ended == [60.0, 60.0, 60.0, 60.0]
+    assert [event.lost_worker_s for event in recorder.of(EpochReported)] == [0.0, 60.0, 0.0]
+    assert search._budget.worker_s == 3 * 120 + 5 * 60
+    resumed = open_search(tmp_path, recorder, **changes)
+    resumed.replay(*as_tables(recorder.events))
+    assert resumed._budget.worker_s == search._budget.worker_s
+
+
+def test_a_budget_of_worker_hours_ends_where_trials_fail(tmp_path, recorder):
+    clock = Clock()
+
+    def failing_late(run, epoch):
+        clock.now += 600
+        return figures(run, epoch) if int(run.trial_id) < 3 else Failure(state="failed", reason="late")
+
+    def now():
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=clock.now)
+
+    changes = {"budget": {"worker_hours": 2}, "scheduler": {"algorithm": "none", "max_epochs": 1}}
+    drive(open_search(tmp_path, recorder, now=now, **changes), curve=failing_late)
+    assert 7200 - 3 * 60 <= 600 * (len(states(recorder)) - 3) <= 7200 + 600

@@ -55,6 +55,8 @@ class EpochReported:
     at: datetime
     rung: int | None = None
     """Index of the rung (0 is the lowest) where the scheduler compared the trial here; None between rungs."""
+    lost_worker_s: float = 0.0
+    """Seconds of work on the same epoch before, summed over workers: these were replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,8 @@ class TrialEnded:
     at: datetime
     error: str = field(default="")
     """Traceback, where there was one."""
+    lost_worker_s: float = 0.0
+    """Seconds of work since its last epoch, summed over workers: it came to nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

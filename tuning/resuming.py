@@ -74,7 +74,10 @@ def refuse_other_data(folder: Path, identity: str | None) -> None:
 def history(experiment: Experiment, ledger: Ledger) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Trials and epochs as `Search.replay` wants them: in the order in which things happened."""
     trials = [
-        {name: row.get(name) for name in ("trial_id", "state", "reason", "finished_at", "halvings")}
+        {
+            name: row.get(name)
+            for name in ("trial_id", "state", "reason", "finished_at", "halvings", "worker_s")
+        }
         for row in ledger.trials.values()
     ]
     metrics = [each.metric for each in experiment.objectives]

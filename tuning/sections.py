@@ -159,8 +159,8 @@ class Budget(Strict):
     """Seconds, or text such as `90s`, `30m`, `2h`, `1h30m`; anew with every run."""
     worker_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Hours that workers train, summed over workers and all runs; GPU-hours where a worker has one GPU. What
-    an epoch took that was not finished, as its trial failed or lost its workers, is not known and not
-    counted."""
+    came to no epoch, as its trial failed, lost its workers or was interrupted, counts, too; only what was
+    under way when the driver itself was killed is not known."""
     money: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Most that the worker-hours may cost, all runs together; needs `price_per_hour`."""
     price_per_hour: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None

@@ -54,7 +54,8 @@ class BudgetGuard:
         self.epochs = 0
         """Epochs counted."""
         self.worker_s = 0.0
-        """Seconds of work in them, summed over workers."""
+        """Seconds of work, summed over workers."""
+        self._lost_s = 0.0  # of these, that came to no epoch
         self.slowest_epoch_s = 0.0
         """The longest of their durations."""
         self.without_gain = 0
@@ -83,11 +84,16 @@ class BudgetGuard:
         self.slowest_epoch_s = max(self.slowest_epoch_s, seconds)
 
     def count_failure(self) -> None:
-        """A trial went wrong in an epoch, now or in an earlier run; what that took is not known.
+        """A trial went wrong in an epoch, now or in an earlier run.
 
         Else a budget of epochs would never end where every trial fails.
         """
         self.epochs += 1
+
+    def count_lost(self, worker_s: float) -> None:
+        """Work was done, now or in an earlier run, that came to no epoch: seconds, summed over workers."""
+        self.worker_s += worker_s
+        self._lost_s += worker_s
 
     def trial_over(self, improved: bool) -> None:
         """A trial ended or was paused at a rung; `improved`: with a better best, or a larger hypervolume."""
@@ -126,8 +132,8 @@ class BudgetGuard:
         left = [math.inf]
         if self._limits.epochs is not None:
             left.append(self._limits.epochs - self.epochs)
-        if self.worker_s > 0:
-            left.append(self._worker_s_left() / (self.worker_s / self._timed))
+        if self._epoch_worker_s > 0:
+            left.append(self._worker_s_left() / self._epoch_worker_s)
         if self._limits.time_s is not None and self._seconds > 0:
             left.append(self._until_s(self._limits.time_s) * self.gangs / (self._seconds / self._timed))
         return max(0.0, min(left))
@@ -147,8 +153,8 @@ class BudgetGuard:
         left = [math.inf]
         if self._limits.epochs is not None:
             left.append(self._limits.epochs - self.epochs - in_flight)
-        if self.worker_s > 0:
-            each = max(self.worker_s / self._timed, epoch_s * self._workers)
+        if self._epoch_worker_s > 0:
+            each = max(self._epoch_worker_s, epoch_s * self._workers)
             left.append(self._worker_s_left() / each - in_flight)
         if not leads:
             left.append(0.0 if self.why_flat else math.inf)
@@ -190,6 +196,11 @@ class BudgetGuard:
         if limits.money is not None and self.cost is not None and self.cost >= limits.money:
             return f"{self.cost:.4g} is spent, the budget's money is {limits.money:g}"
         return ""
+
+    @property
+    def _epoch_worker_s(self) -> float:
+        """Work of an epoch on average; 0.0 where it is not known."""
+        return (self.worker_s - self._lost_s) / max(1, self._timed)
 
     def _worker_s_left(self) -> float:
         """Seconds of work that worker-hours and money still allow, never negative; inf without these."""

@@ -134,20 +134,20 @@ class OpenTrials:
             )
         )
 
-    def tell_paused(self, trial: Trial, reason: str) -> None:
+    def tell_paused(self, trial: Trial, reason: str, *, lost_worker_s: float = 0.0) -> None:
         """It leaves its gang, and is not over."""
-        self.tell(TrialEnded(trial_id=trial.trial_id, state="paused", reason=reason, at=self._now()))
+        self._tell_ended(trial, "paused", reason, lost_worker_s=lost_worker_s)
 
     def tell(self, event: Event) -> None:
         """All listeners, in order."""
         for listener in self._listeners:
             listener.handle(event)
 
-    def put_aside(self, trial: Trial, reason: str) -> None:
+    def put_aside(self, trial: Trial, reason: str, *, lost_worker_s: float = 0.0) -> None:
         """Not the scheduler's pause: the trial goes on as soon as anything may."""
         self.running.discard(trial.trial_id)
         self.waiting.append(trial.trial_id)
-        self.tell_paused(trial, reason)
+        self.tell_paused(trial, reason, lost_worker_s=lost_worker_s)
 
     def pause(self, trial: Trial, reason: str) -> None:
         """At its rung, until the scheduler promotes it."""
@@ -155,7 +155,9 @@ class OpenTrials:
         self._leave(trial)
         self.tell_paused(trial, reason)
 
-    def end(self, trial: Trial, state: TrialState, reason: str, error: str = "") -> None:
+    def end(
+        self, trial: Trial, state: TrialState, reason: str, error: str = "", *, lost_worker_s: float = 0.0
+    ) -> None:
         """It ran, and is over."""
         self._leave(trial)
         if state in WENT_WRONG:
@@ -163,7 +165,7 @@ class OpenTrials:
         else:
             self.false_start.worked()
         self.close(trial, state)
-        self._tell_ended(trial, state, reason, error)
+        self._tell_ended(trial, state, reason, error, lost_worker_s)
 
     def stop(self, trial: Trial, reason: str) -> None:
         """It was paused, and is over."""
@@ -186,7 +188,16 @@ class OpenTrials:
         self.running.discard(trial.trial_id)
         self.left_its_gang()
 
-    def _tell_ended(self, trial: Trial, state: TrialState, reason: str, error: str = "") -> None:
+    def _tell_ended(
+        self, trial: Trial, state: TrialState, reason: str, error: str = "", lost_worker_s: float = 0.0
+    ) -> None:
         self.tell(
-            TrialEnded(trial_id=trial.trial_id, state=state, reason=reason, at=self._now(), error=error)
+            TrialEnded(
+                trial_id=trial.trial_id,
+                state=state,
+                reason=reason,
+                at=self._now(),
+                error=error,
+                lost_worker_s=lost_worker_s,
+            )
         )

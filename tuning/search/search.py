@@ -80,6 +80,7 @@ class Search:
     ):
         self._max_epochs = experiment.scheduler.max_epochs
         self._max_failures = experiment.training.max_failures
+        self._workers = experiment.training.workers
         self._searcher = searcher
         self._scheduler = scheduler
         self._budget = budget
@@ -111,6 +112,7 @@ class Search:
         if self._next is None or self._budget.exhausted:
             return None
         trial, self._next = self._next, None
+        trial.since = self._now()
         self._trials.running.add(trial.trial_id)
         self._trials.tell_started(trial)
         return Run(
@@ -130,11 +132,14 @@ class Search:
             return Decision("stop", "does not run any more")
         if report.epoch <= trial.epoch:
             return Decision("continue")  # a restarted trial repeats what was told before
-        trial.epoch, trial.attempt = report.epoch, report.attempt
+        replaced = report.attempt > trial.attempt  # workers that had begun the same epoch
+        worker_s = report.metrics.get("worker_s", 0.0)
+        lost_worker_s = self._count_lost(trial, but=worker_s) if replaced else 0.0
+        trial.epoch, trial.attempt, trial.since = report.epoch, report.attempt, self._now()
         self._verdicts.count_epoch(trial, report.metrics)
         missing = self._verdicts.missing_figure(report)
         if missing is not None:
-            self._trials.end(trial, "failed", missing)
+            self._trials.end(trial, "failed", missing, lost_worker_s=worker_s + lost_worker_s)
             return Decision("stop", "no such figure")
         decision = self._verdicts.decide(trial, report.metrics)
         self._trials.tell(
@@ -148,6 +153,7 @@ class Search:
                 node=report.node,
                 at=self._now(),
                 rung=decision.rung,
+                lost_worker_s=lost_worker_s,
             )
         )
         return self._verdicts.carry_out(trial, decision)
@@ -157,15 +163,15 @@ class Search:
         trial = self._trials.get(trial_id)
         if trial is None:
             return
+        lost_worker_s = self._count_lost(trial)
         if failure.state == "out_of_memory" and self._can_halve(trial.config, trial.halvings):
             trial.halvings += 1
             trial.attempt += 1
-            self._trials.put_aside(
-                trial, f"out of memory, goes on with smaller parts of a batch: {failure.reason}"
-            )
+            reason = f"out of memory, goes on with smaller parts of a batch: {failure.reason}"
+            self._trials.put_aside(trial, reason, lost_worker_s=lost_worker_s)
         else:
             self._verdicts.count_failure(trial)
-            self._trials.end(trial, failure.state, failure.reason, failure.error)
+            self._trials.end(trial, failure.state, failure.reason, failure.error, lost_worker_s=lost_worker_s)
 
     def lose(self, trial_id: str, error: str, *, times: int = 1) -> None:
         """The driver lost a running trial through no fault of its own: it waits to be taken up again.
@@ -178,14 +184,15 @@ class Search:
         if trial is None:
             return
         trial.lost += times
+        lost_worker_s = self._count_lost(trial)
         last = error.strip().rpartition("\n")[2]
         if trial.lost > self._max_failures:
             reason = f"lost {trial.lost} times, training.max_failures allows {self._max_failures}: {last}"
             self._verdicts.count_failure(trial)
-            self._trials.end(trial, "failed", reason, error)
+            self._trials.end(trial, "failed", reason, error, lost_worker_s=lost_worker_s)
             return
         trial.attempt += times
-        self._trials.put_aside(trial, f"{LOST}: {last}")
+        self._trials.put_aside(trial, f"{LOST}: {last}", lost_worker_s=lost_worker_s)
 
     def gang_closed(self, gang: str, reason: str) -> None:
         """The driver closed a gang: the listeners are told."""
@@ -194,7 +201,8 @@ class Search:
     def interrupt(self) -> None:
         """The driver gives up: what runs is put aside, to go on when the experiment is resumed."""
         for trial_id in sorted(self._trials.running):
-            self._trials.put_aside(self._trials[trial_id], INTERRUPTED)
+            trial = self._trials[trial_id]
+            self._trials.put_aside(trial, INTERRUPTED, lost_worker_s=self._count_lost(trial))
 
     def tick(self) -> None:
         """Let the listeners do what they put off; call it several times a second."""
@@ -225,15 +233,25 @@ class Search:
         """Take in what earlier runs of the experiment wrote down, in the order in which it happened.
 
         Args:
-            trials: rows of the trials table (`trial_id`, `state`, `halvings`, and of those that are over
-                `reason` and `finished_at`).
+            trials: rows of the trials table (`trial_id`, `state`, `halvings`, `worker_s`, and of those that
+                are over `reason` and `finished_at`).
             epochs: rows of the epochs table (`trial_id`, `epoch`, `attempt`, `metrics`, `at`), by `at`.
 
         Raises:
             ExperimentError: the tables have trials that the study has not.
         """
+        work = sum(row.get("worker_s") or 0.0 for row in trials)
+        self._budget.count_lost(max(0.0, work - sum(row["metrics"].get("worker_s", 0.0) for row in epochs)))
         replay = Replay(self._trials, self._verdicts, self._max_epochs)
         replay.take_in(list(self._searcher.configs()), trials, epochs)
+
+    def _count_lost(self, trial: Trial, but: float = 0.0) -> float:
+        """Count the work since its last epoch, `but` what came to something; seconds, summed over workers."""
+        lost = 0.0
+        if trial.since is not None and trial.trial_id in self._trials.running:
+            lost = max(0.0, (self._now() - trial.since).total_seconds() * self._workers - but)
+        self._budget.count_lost(lost)
+        return lost
 
     # What runs next.
 

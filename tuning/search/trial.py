@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 
@@ -26,6 +27,8 @@ class Trial:
     slowest_epoch_s: float = 0.0
     seconds: float = 0.0
     """What its epochs took in all."""
+    since: datetime | None = None
+    """When its last epoch was reported, or what runs now began."""
     finite: bool = True
     """Whether its last figures can be compared at all."""
     halvings: int = 0

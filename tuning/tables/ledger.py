@@ -160,7 +160,7 @@ class Ledger:
             self._regrow_front()
         else:
             self._grow_front(done[event.epoch])
-        trial["worker_s"] += metrics.get("worker_s", 0.0)
+        trial["worker_s"] += metrics.get("worker_s", 0.0) + event.lost_worker_s
         trial["node"] = event.node
         trial["restarts"] = max(trial["restarts"], event.attempt - 1)
         self._summarise(event.trial_id)
@@ -176,6 +176,7 @@ class Ledger:
         }
 
     def _ended(self, event: TrialEnded) -> None:
+        self.trials[event.trial_id]["worker_s"] += event.lost_worker_s
         self.trials[event.trial_id] |= {
             "state": event.state,
             "reason": event.reason,
