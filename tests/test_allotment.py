@@ -72,12 +72,3 @@ def test_without_a_number_of_trials_there_is_no_end_of_it(levels):
     for number in range(1000):
         allotment.until(number, 9)
     assert allotment.fits(levels[0])
-
-
-def test_in_the_end_there_is_one_training_more():
-    allotment = Allotment((1, 3, 9), 9, 3)  # 3 * 2 + 1 * 6 = 12
-    allotment.until(0, 9)
-    allotment.until(1, 5)
-    assert not allotment.fits(1) and allotment.fits_last(1) and allotment.fits_last(3)  # 8 more
-    allotment.until(2, 9)
-    assert not allotment.fits_last(1)

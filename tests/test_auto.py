@@ -13,7 +13,7 @@ from search_spaces import Choice, Float, Int, Space
 from trainables.order import Failure
 from tuning.events import TrialStarted
 from tuning.experiment import Experiment
-from tuning.search.auto import STARTUP, Auto
+from tuning.search.auto import STARTUP, TO_THE_END, Auto
 from tuning.search.encoding import Encoding
 from tuning.search.evidence import MODELLED, _most_telling, _scores
 from tuning.search.gaussian_process import GaussianProcess
@@ -174,6 +174,35 @@ def test_with_a_budget_of_trials_whoever_is_expected_to_end_best_is_not_left_unf
         left.append(min(loss for loss, epoch in ends if epoch == 9) - min(ends)[0])
         assert sum(epoch - 1 for _, epoch in ends) <= 8 * 2 + 2 * 6 + 2 * 8
     assert max(left) < 0.01
+
+
+def test_an_earlier_trial_is_never_the_last_to_be_trained_to_its_end():
+    """The best of this experiment is, also where one of another is expected to be better."""
+    earlier = [Observed(config={"x": 0.3, "y": 0.8, "k": "a"}, results={9: Standing((1 / 9,))}, over=True)]
+    experiment = problem(budget={"trials": 16})
+    auto = Auto(experiment.space, 1, levels=(1, 3, 9), trials=16, earlier=earlier)
+    observed, reported = [], []
+    auto.watch(observed, reported, decides=True)
+
+    def train(number, epoch):
+        config = observed[number].config
+        observed[number].results[epoch] = Standing((bowl("", config, epoch)["loss"],))
+        return auto.report(f"{number:05d}", epoch, observed[number].results[epoch])
+
+    reasons = []
+    while True:
+        promoted = auto.next_promotion(or_new=len(observed) < 16)
+        if promoted is None and len(observed) == 16:
+            break
+        if promoted is None:
+            observed.append(Observed(config=auto.propose(len(observed), observed).config))
+        number = int(promoted[0]) if promoted else len(observed) - 1
+        reasons.append(promoted[1] if promoted else "")
+        done = max(observed[number].results, default=0)
+        for epoch in (level for level in (1, 3, 9) if level > done):
+            if train(number, epoch).action == "pause":
+                break
+    assert reasons[-1] == TO_THE_END
 
 
 def test_the_chance_is_that_of_the_model():

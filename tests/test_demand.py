@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+from ray import JobID, PlacementGroupID
 
 from tuning.gangs import demand
 from tuning.gangs.demand import REST_S, Demand
@@ -13,11 +14,7 @@ class Group:
     found = False
 
     def __init__(self, bundles, strategy, name):
-        self.bundles, self.name = bundles, name
-
-    def wait(self, timeout_s):
-        assert timeout_s == 0, "the driver's loop does not stand still"
-        return self.found
+        self.bundles, self.name, self.id = bundles, name, PlacementGroupID.of(JobID.from_int(1))
 
 
 @pytest.fixture
@@ -30,6 +27,10 @@ def ray(monkeypatch):
         known.groups.append(Group(bundles, strategy, name))
         return known.groups[-1]
 
+    def table():
+        return {each.id.hex(): {"state": "CREATED" if each.found else "PENDING"} for each in known.groups}
+
+    monkeypatch.setattr(demand, "placement_group_table", table)
     monkeypatch.setattr(demand, "placement_group", make)
     monkeypatch.setattr(demand, "remove_placement_group", known.groups.remove)
     monkeypatch.setattr(demand.time, "monotonic", lambda: known.now)
@@ -57,14 +58,13 @@ def test_what_is_not_wanted_any_more_is_taken_back(ray, asking):
     assert ray.groups == []
 
 
-def test_what_is_found_is_given_back_and_not_asked_for_again_before_the_cluster_was_looked_at(ray, asking):
+def test_what_is_found_is_for_gangs_and_for_a_while_nothing_is_asked_for(ray, asking):
     asking.ask(3)
-    first, *others = ray.groups
-    first.found = True
+    ray.groups[1].found = True
     asking.ask(3)
-    assert ray.groups == others
+    assert ray.groups == [], "another of them would take that room"
     asking.ask(3)
-    assert ray.groups == others
+    assert ray.groups == []
     ray.now += REST_S
     asking.ask(3)
     assert len(ray.groups) == 3, "a gang did not get it, or somebody else did"

@@ -10,6 +10,7 @@ import pytest
 from trainables.order import Failure, Report
 from tuning.events import EpochReported, TrialEnded, TrialStarted
 from tuning.experiment import Experiment, ExperimentError
+from tuning.search.auto import TO_THE_END
 from tuning.search.budget import BudgetGuard
 from tuning.search.incumbent import Incumbent
 from tuning.search.open_trials import INTERRUPTED
@@ -544,6 +545,35 @@ def test_a_killed_search_goes_on_as_if_nothing_had_happened(tmp_path, whole, nam
         resumed.replay(*as_tables(before.events))
         drive(resumed, curve=curve)
         assert outcome(before.events + after.events) == whole(name), killed_after
+
+
+def test_a_search_killed_while_it_trains_the_last_to_its_end_goes_on_with_it(tmp_path, recorder):
+    """The tables do not say that it was the last."""
+    changes = {
+        "search_space": {"learning_rate": {"float": [1e-4, 1e-1], "log": True}, "x": {"float": [0, 1]}},
+        "search": {"algorithm": "auto", "seed": 2},
+        "scheduler": {"max_epochs": 9},
+        "budget": {"trials": 16},
+    }
+
+    def curve(run, epoch):
+        off = (math.log10(run.config["learning_rate"]) + 2.5) ** 2 + (run.config["x"] - 0.6) ** 2
+        return figures(run, epoch) | {"score": -off - 1 / epoch}
+
+    (tmp_path / "whole").mkdir()
+    drive(open_search(tmp_path / "whole", recorder, **changes), curve=curve)
+    whole, reported = outcome(recorder.events), recorder.of(EpochReported)
+    last = next(event for event in recorder.of(TrialStarted) if event.why == TO_THE_END)
+    its_first = next(n for n, e in enumerate(reported) if e.trial_id == last.trial_id and e.epoch == 2)
+    for killed_after in range(its_first, len(reported) + 1):
+        folder = tmp_path / f"{killed_after}"
+        folder.mkdir()
+        before, after = Recorder(), Recorder()
+        drive(open_search(folder, before, **changes), killed_after, curve=curve)
+        resumed = open_search(folder, after, **changes)
+        resumed.replay(*as_tables(before.events))
+        drive(resumed, curve=curve)
+        assert outcome(before.events + after.events) == whole, killed_after
 
 
 def test_epochs_whose_figures_are_none_are_counted_once_by_a_resumed_run(tmp_path):

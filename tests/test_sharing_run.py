@@ -137,4 +137,4 @@ def test_an_autoscaler_is_asked_for_as_many_gangs_as_there_may_be_and_no_more(tm
         said, _ = driver.communicate(timeout=60)
         assert driver.returncode == 130
         wait_until(lambda: nodes() == 1)  # nothing is asked for any more
-    assert said.count("asking for room for 1 more gang of 1 worker with 1 CPU each") == 1
+    assert said.count("for room for 1 more gang of 1 worker with 1 CPU each") == 1

@@ -169,7 +169,7 @@ def _drive(
         def between_steps() -> None:
             interruption.check()
             search.tick()
-            gangs.look_after(more=budget.may_start)
+            gangs.look_after(more=budget.trials_left)
 
         scheduler = TuneScheduler(search, gangs, keeper.make_room)
         tuner = tune.Tuner(

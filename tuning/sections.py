@@ -152,7 +152,7 @@ class Budget(Strict):
 
     trials: Annotated[int, Field(ge=1)] | None = None
     """Most trials that start, all runs together. Their epochs then follow from the scheduler; where that is
-    `auto`, they are as many as `asha` would spend on so many trials."""
+    `auto`, they are as many as `asha` would spend on so many trials, and those of one training more."""
     epochs: Annotated[int, Field(ge=1)] | None = None
     """Most epochs of all trials, all runs together."""
     time: str | float | None = None

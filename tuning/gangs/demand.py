@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 
-from ray.util import placement_group, remove_placement_group
+from ray.util import placement_group, placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
 from tuning.gangs.resources import GangPlan
 from tuning.gangs.room import WAITS
 
-REST_S = 30.0  # after room was found, for whoever looks at the cluster to see that it has grown
+REST_S = 30.0  # after room was found, for gangs to take it
 
 
 class Demand:
@@ -31,18 +31,26 @@ class Demand:
         self._rests_until = 0.0
 
     def ask(self, gangs: int) -> None:
-        """Let room for so many gangs be what is asked for now; what was found is given back, to be used."""
+        """Let room for so many gangs be what is asked for now.
+
+        Where some was found, nothing is for a while: it is there to be used, and not to be handed on from one
+        question to the next.
+        """
         now = time.monotonic()
-        found = [group for group in self._groups if group.wait(0)]
-        self._rests_until = now + REST_S if found else self._rests_until
-        self._groups = [group for group in self._groups if group not in found]
-        for group in (*found, *self._groups[gangs:]):
+        if self._groups and self._found():
+            self._rests_until = now + REST_S
+        gangs = gangs if now >= self._rests_until else 0
+        for group in self._groups[gangs:]:
             remove_placement_group(group)
         del self._groups[gangs:]
-        while len(self._groups) < gangs and now >= self._rests_until:
+        while len(self._groups) < gangs:
             bundles, name = [self._plan.bundle] * self._plan.workers, f"{self._name}{time.time_ns()}"
             self._groups.append(placement_group(bundles, strategy="PACK", name=name))
 
     def close(self) -> None:
         """Ask for nothing any more."""
         self.ask(0)
+
+    def _found(self) -> bool:
+        known = placement_group_table()
+        return any(known.get(group.id.hex(), {}).get("state") == "CREATED" for group in self._groups)

@@ -6,6 +6,7 @@ many there may be, in `sharing.py`. Here that is carried out.
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Callable, Set
@@ -125,11 +126,11 @@ class Gangs:
         if name is not None:
             self._owners[name].take_back.remote(run_id)
 
-    def look_after(self, more: bool = True) -> None:
+    def look_after(self, more: float = math.inf) -> None:
         """Start and end gangs as the cluster grows and shrinks. Costs nothing most of the time.
 
         Args:
-            more: whether the search would have trials for further gangs, if the cluster had these.
+            more: for how many further gangs the search would have trials, if the cluster had these.
 
         Raises:
             NoRoom: no gang has had room for too long.
@@ -140,8 +141,8 @@ class Gangs:
             allowed = self._allowed()
             start, ended = self._roster.resize(allowed)
             # Not while one of its own is placed: the room that it is about to take would be what is found.
-            growing = more and self._roster.all_in_use and self._roster.serving >= allowed
-            self._ask_for(self._plan.asked_gangs - allowed if growing else 0)
+            growing = self._roster.all_in_use and self._roster.complete
+            self._ask_for(int(min(self._plan.asked_gangs - allowed, more)) if growing else 0)
             for _ in range(start):
                 self._start()
             for name in ended:
@@ -158,12 +159,12 @@ class Gangs:
         Gangs that are between epochs leave by themselves; one in the middle of an epoch is given a moment
         and is then killed, with its Train run: the epoch's work is lost, no checkpoint is.
         """
-        self._demand.close()
         for name in list(self._owners):
             self._end(name, timeout_s)
         leaving = list(self._ending)
         ray.wait(leaving, num_returns=len(leaving), timeout=1.0 if self._roster.lent else timeout_s)
         self._bury(at_once=True)
+        self._demand.close()
         self._neighbours.leave()
         deadline = time.monotonic() + timeout_s
         while own_groups() - self._groups_before and time.monotonic() < deadline:
@@ -180,7 +181,8 @@ class Gangs:
         """Let an autoscaler know of so many gangs that are missing; the first time a line says so."""
         if gangs > 0 and not self._asked:
             self._asked = True
-            self._say(f"asking for room for {count(gangs, 'more gang')} of {needs_text(self._plan)}")
+            what = f"{count(gangs, 'more gang')} of {needs_text(self._plan)}"
+            self._say(f"asking Ray's autoscaler, if there is one, for room for {what}")
         self._demand.ask(max(0, gangs))
 
     def _start(self) -> None:

@@ -20,7 +20,7 @@ from tuning.gangs.resources import GangPlan
 PACKED_S = 1.0  # how long room on one node is waited for, before any will do
 WAITS = " waits "  # in the names of groups that are only asked for
 SECOND_LOOK_S = 2.0
-LOOK_S = 0.5  # how often a gang that waits looks up
+LOOK_S = 1  # how often a gang that waits looks up; Ray cuts off fractions, and 0 is a wait that never begins
 
 
 def find_room(gang: str, plan: GangPlan, goes_on: Callable[[float], bool]) -> str:

@@ -22,7 +22,7 @@ class Roster:
         self._most = 0  # that ever were allowed
         self._missed = True  # whether a trial could have used a further gang, since the last `resize`
         self.all_in_use = True
-        """Whether one could have, before the last `resize`."""
+        """Whether a trial found no free gang between the last two calls of `resize`."""
 
     def add(self, name: str) -> None:
         """A gang was started."""
@@ -37,6 +37,11 @@ class Roster:
     def serving(self) -> int:
         """Gangs whose workers are there."""
         return sum(state == "serving" for state in self._states.values())
+
+    @property
+    def complete(self) -> bool:
+        """Whether as many gangs serve as there may be."""
+        return self.serving >= self._allowed
 
     @property
     def placed(self) -> bool:

@@ -3,8 +3,7 @@
 Where trials are what is counted, an epoch costs nothing, and whoever decides by what it is worth would train
 every trial to its end. So beyond the first rung there are as many epochs as asynchronous successive halving
 (`tuning/search/scheduler.py`) would spend on so many trials; who gets them is for the caller. What a trial
-leaves unused, as it fails on its way, is left for others. In the end there are those of one training more,
-that the best is not left unfinished. Pure numbers.
+leaves unused, as it fails on its way, is left for others. Pure numbers.
 """
 
 from __future__ import annotations
@@ -37,11 +36,6 @@ class Allotment:
         """Whether a trial that has come to this rung may go on to the next: for half of what that takes, too,
         so that the last of it is not left over."""
         return (self._after(epoch) - epoch) / 2 <= self._total - self._spent
-
-    def fits_last(self, epoch: int) -> bool:
-        """The same when nobody's next rung fits, for the best: there is one training more than there is."""
-        training = self._levels[-1] - self._levels[0]
-        return (self._after(epoch) - epoch) / 2 <= self._total + training - self._spent
 
     def pass_unchosen(self, number: int, epoch: int) -> bool:
         """Whether a trial goes on from this rung though nobody chose it: a part is for these.

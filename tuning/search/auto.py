@@ -11,8 +11,8 @@ go on, where they mislead those that begin go on.
 * Of many gangs, one in eight trains beyond each rung where several trials wait to choose from: else nothing
   would be whole for as long as beginning another is worth more. With eight it gains nothing.
 * With a budget of trials all of them begin, and have as many epochs as under ASHA (`allotment.py`); when the
-  last has begun, the model alone decides who goes on. When these are spent, whoever is expected to end best
-  is trained to its end.
+  last has begun, the model alone decides who goes on. When these are spent, one more goes on, to its end:
+  whoever is expected to end best, if it waits.
 * No configuration is tried twice, but where a small space has hardly another: what a second training would
   tell is luck.
 * A twentieth of the decisions are random draws and as many the promotions that ASHA would make, so that no
@@ -64,8 +64,6 @@ class _Choice:
     config: dict[str, Any] | None = None
     why: str = ""
     """One line for a person."""
-    to_the_end: bool = False
-    """Whether it passes the rungs on its way."""
 
 
 @contextlib.contextmanager
@@ -113,7 +111,7 @@ class Auto(Scheduler):
         self._decides = True
         self._waiting: dict[int, int] = {}  # number -> epoch of the rung at which it is paused
         self._done: dict[int, int] = {}  # number -> epochs
-        self._last: int | None = None  # number of the one that is trained to its end when all else is spent
+        self._last: int | None = None  # number of the one that went on when all epochs were given away
         self._reported: Sequence[tuple[int, int]] = ()
         self._looked_at = 0  # how many of those reports are taken in
         self._choice: tuple[Any, _Choice | None] = (None, None)  # and what it was made from, before it
@@ -168,15 +166,14 @@ class Auto(Scheduler):
         choice = self._choose(or_new=or_new)
         if choice is None or choice.paused is None:
             return None
-        self._allotment.until_next(choice.paused, self._waiting.pop(choice.paused))
-        self._last = choice.paused if choice.to_the_end else self._last
+        self._leaves_its_rung(choice.paused)
         return f"{choice.paused:05d}", choice.why
 
     def went_on(self, trial_id: str, epoch: int) -> None:
-        """It does not wait any more, in ASHA's rungs neither."""
+        """It does not wait any more, nor in ASHA's rungs."""
         number = int(trial_id)
         if self._waiting.get(number, epoch) < epoch:
-            del self._waiting[number]
+            self._leaves_its_rung(number)
         self._done[number] = max(epoch, self._done.get(number, 0))
         self._allotment.until_next(number, epoch - 1)
         self._asha.went_on(trial_id, epoch)
@@ -184,9 +181,11 @@ class Auto(Scheduler):
     def drop(self, trial_id: str) -> None:
         """Never promote it; if it failed, remember where it would have been evaluated next as a bad place."""
         number = int(trial_id)
-        self._waiting.pop(number, None)
         trial = self._evidence.trial(number)
-        if trial.over:  # else it is to run to its end
+        if number in self._waiting and not trial.over:  # it is to run to its end
+            self._leaves_its_rung(number)
+        self._waiting.pop(number, None)
+        if trial.over:
             self._allotment.until(number, self._done.get(number, 0))
             if self._levels[0] not in trial.results:
                 self._allotment.lose()
@@ -255,11 +254,19 @@ class Auto(Scheduler):
     @_one_thread()
     def _expected_best(self, rng: np.random.Generator) -> _Choice | None:
         """When all epochs are given away: the trial that is expected to end best, if it waits; once."""
-        fitting = {number for number, epoch in self._waiting.items() if self._allotment.fits_last(epoch)}
-        if self._last is not None or not fitting or self._evidence.trials < STARTUP:
+        if self._last is not None or not self._waiting or self._evidence.trials < STARTUP:
             return None
-        best = self._outlook(rng).order[0]
-        return _Choice(paused=best, why=TO_THE_END, to_the_end=True) if best in fitting else None
+        order = self._outlook(rng).order
+        able = (n for n in order if n >= 0 and not self._evidence.trial(n).failed)
+        best = next(able, None)
+        return _Choice(paused=best, why=TO_THE_END) if best in self._waiting else None
+
+    def _leaves_its_rung(self, number: int) -> None:
+        """A trial that waits goes on, whoever decided it: as the last, if its next rung does not fit."""
+        rung = self._waiting.pop(number)
+        if self._last is None and not self._allotment.fits(rung):
+            self._last = number
+        self._allotment.until_next(number, rung)
 
     def _outlook(self, rng: np.random.Generator) -> Outlook:
         return Outlook(self._encoding, self._evidence, self._running(), self._waiting, rng)

@@ -108,6 +108,13 @@ class BudgetGuard:
         return not self.why_exhausted
 
     @property
+    def trials_left(self) -> float:
+        """Further trials that may start; inf where nothing limits their number."""
+        if not self.may_start:
+            return 0
+        return math.inf if self._limits.trials is None else self._limits.trials - self._started
+
+    @property
     def exhausted(self) -> bool:
         """Whether nothing may go on: what runs finishes its epoch. Not so where only `trials` is used up."""
         return bool(self._spent_limit())

@@ -57,7 +57,7 @@ class Scheduler(Protocol):
         return None
 
     def went_on(self, trial_id: str, epoch: int) -> None:
-        """The trial has trained for `epoch` epochs, the last without figures: it waits at no rung before."""
+        """The trial has trained for `epoch` epochs, or failed in that one: it waits at no rung before."""
 
     def drop(self, trial_id: str) -> None:
         """The trial is over for another reason: it is never promoted."""
