@@ -613,4 +613,8 @@ def test_work_that_came_to_no_epoch_is_in_the_row_of_its_trial_and_told_to_who_g
     assert load(tmp_path).trials["worker_s"][0] == 2 * 4.0 + 2.0 + 3.0
     trials, epochs = history(spec, ResultsWriter(spec).ledger)
     assert trials[0]["worker_s"] == 13.0 and sum(row["metrics"]["worker_s"] for row in epochs) == 8.0
-    assert Forecast(spec, ResultsWriter(spec).ledger, clock=lambda: 0.0).spent.worker_s == 13.0
+    forecast = Forecast(spec, ResultsWriter(spec).ledger, clock=lambda: 0.0)
+    assert forecast.spent.worker_s == 13.0
+    for event in (again, lost):
+        forecast.handle(event)
+    assert forecast.spent.worker_s == 13.0 + 4.0 + 2.0 + 3.0

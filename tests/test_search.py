@@ -517,6 +517,18 @@ SCENARIOS = {
 }
 
 
+def killed_and_resumed(folder, killed_after, *, gangs=1, curve=figures, **changes):
+    """What happens, before and after, where the driver dies after so many epochs and another goes on."""
+    folder.mkdir()
+    before, after, both = Recorder(), Recorder(), Recorder()
+    drive(open_search(folder, before, gangs=gangs, **changes), killed_after, gangs=gangs, curve=curve)
+    resumed = open_search(folder, after, gangs=gangs, **changes)
+    resumed.replay(*as_tables(before.events))
+    drive(resumed, gangs=gangs, curve=curve)
+    both.events = before.events + after.events
+    return both
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """What happens when nobody is killed, by the name of the scenario."""
@@ -537,14 +549,8 @@ def test_a_killed_search_goes_on_as_if_nothing_had_happened(tmp_path, whole, nam
     """Whenever the driver dies, the resumed one makes the decisions that the first would have made."""
     changes, curve = SCENARIOS[name]
     for killed_after in range(1, min(30, len(whole(name)[1]))):
-        folder = tmp_path / f"{killed_after}"
-        folder.mkdir()
-        before, after = Recorder(), Recorder()
-        drive(open_search(folder, before, **changes), killed_after, curve=curve)
-        resumed = open_search(folder, after, **changes)
-        resumed.replay(*as_tables(before.events))
-        drive(resumed, curve=curve)
-        assert outcome(before.events + after.events) == whole(name), killed_after
+        both = killed_and_resumed(tmp_path / f"{killed_after}", killed_after, curve=curve, **changes)
+        assert outcome(both.events) == whole(name), killed_after
 
 
 def test_a_search_killed_while_it_trains_the_last_to_its_end_goes_on_with_it(tmp_path, recorder):
@@ -566,14 +572,8 @@ def test_a_search_killed_while_it_trains_the_last_to_its_end_goes_on_with_it(tmp
     last = next(event for event in recorder.of(TrialStarted) if event.why == TO_THE_END)
     its_first = next(n for n, e in enumerate(reported) if e.trial_id == last.trial_id and e.epoch == 2)
     for killed_after in range(its_first, len(reported) + 1):
-        folder = tmp_path / f"{killed_after}"
-        folder.mkdir()
-        before, after = Recorder(), Recorder()
-        drive(open_search(folder, before, **changes), killed_after, curve=curve)
-        resumed = open_search(folder, after, **changes)
-        resumed.replay(*as_tables(before.events))
-        drive(resumed, curve=curve)
-        assert outcome(before.events + after.events) == whole, killed_after
+        both = killed_and_resumed(tmp_path / f"{killed_after}", killed_after, curve=curve, **changes)
+        assert outcome(both.events) == whole, killed_after
 
 
 def test_epochs_whose_figures_are_none_are_counted_once_by_a_resumed_run(tmp_path):
@@ -643,13 +643,7 @@ def test_under_promotion_too_tables_behind_the_study_lose_no_trial(tmp_path, unw
 def test_killed_with_several_gangs_nothing_is_lost_or_done_twice(tmp_path, name, killed_after):
     changes, curve = SCENARIOS[name]
     changes = changes | {"budget": {"trials": 20}}
-    before, after = Recorder(), Recorder()
-    drive(open_search(tmp_path, before, gangs=2, **changes), killed_after, gangs=2, curve=curve)
-    resumed = open_search(tmp_path, after, gangs=2, **changes)
-    resumed.replay(*as_tables(before.events))
-    drive(resumed, gangs=2, curve=curve)
-    both = Recorder()
-    both.events = before.events + after.events
+    both = killed_and_resumed(tmp_path / "run", killed_after, gangs=2, curve=curve, **changes)
     assert len(states(both)) == 20
     assert all(done == list(range(1, len(done) + 1)) for done in epochs_of(both).values())
 
@@ -686,15 +680,11 @@ def test_a_resumed_run_spends_the_budget_that_is_left_no_more_and_no_less(tmp_pa
         return {"score": value, "seconds": 1.0}
 
     changes = {"scheduler": {"algorithm": "none", "max_epochs": 9}, "budget": {"epochs": 40}}
-    whole, before, after = Recorder(), Recorder(), Recorder()
-    for name, recorder in (("whole", whole), ("resumed", before)):
-        (tmp_path / name).mkdir()
-        search = open_search(tmp_path / name, recorder, **changes)
-        drive(search, None if recorder is whole else limit, curve=curve)
-    resumed = open_search(tmp_path / "resumed", after, **changes)
-    resumed.replay(*as_tables(before.events))
-    drive(resumed, curve=curve)
-    done = [(event.trial_id, event.epoch) for event in (*before.of(EpochReported), *after.of(EpochReported))]
+    (tmp_path / "whole").mkdir()
+    whole = Recorder()
+    drive(open_search(tmp_path / "whole", whole, **changes), curve=curve)
+    both = killed_and_resumed(tmp_path / "resumed", limit, curve=curve, **changes)
+    done = [(event.trial_id, event.epoch) for event in both.of(EpochReported)]
     assert done == [(event.trial_id, event.epoch) for event in whole.of(EpochReported)]
 
 

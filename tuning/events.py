@@ -56,7 +56,7 @@ class EpochReported:
     rung: int | None = None
     """Index of the rung (0 is the lowest) where the scheduler compared the trial here; None between rungs."""
     lost_worker_s: float = 0.0
-    """Seconds of work on the same epoch before, summed over workers: these were replaced."""
+    """Seconds of work, summed over workers, of those that began the same epoch and had to be replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)

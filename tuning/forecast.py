@@ -38,8 +38,7 @@ class Forecast:
         for done in ledger.epochs.values():
             for row in done.values():
                 self.spent.count_epoch(row.get("worker_s", 0.0), row.get("seconds", 0.0))
-        work = sum(row.get("worker_s", 0.0) for row in ledger.trials.values())
-        self.spent.count_lost(max(0.0, work - self.spent.worker_s))
+        self.spent.count_total(sum(row.get("worker_s", 0.0) for row in ledger.trials.values()))
         self._since: dict[str, float] = {}  # when the present epoch of each running trial began
         self._gangs = 1
         self._epochs = 0  # that were seen to end
@@ -52,8 +51,9 @@ class Forecast:
             self.spent.count_epoch(event.metrics.get("worker_s", 0.0), event.metrics.get("seconds", 0.0))
             self._epochs += 1
             self._took_s += now - self._since.get(event.trial_id, now)
-        if isinstance(event, TrialEnded):
+        if isinstance(event, (EpochReported, TrialEnded)):
             self.spent.count_lost(event.lost_worker_s)
+        if isinstance(event, TrialEnded):
             self._since.pop(event.trial_id, None)
         elif isinstance(event, (TrialStarted, EpochReported)):
             self._since[event.trial_id] = now

@@ -95,6 +95,10 @@ class BudgetGuard:
         self.worker_s += worker_s
         self._lost_s += worker_s
 
+    def count_total(self, worker_s: float) -> None:
+        """So much work was done in all: what is beyond that of the epochs counted so far came to none."""
+        self.count_lost(max(0.0, worker_s - self.worker_s))
+
     def trial_over(self, improved: bool) -> None:
         """A trial ended or was paused at a rung; `improved`: with a better best, or a larger hypervolume."""
         self.without_gain = 0 if improved else self.without_gain + 1

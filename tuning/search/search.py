@@ -240,10 +240,9 @@ class Search:
         Raises:
             ExperimentError: the tables have trials that the study has not.
         """
-        work = sum(row.get("worker_s") or 0.0 for row in trials)
-        self._budget.count_lost(max(0.0, work - sum(row["metrics"].get("worker_s", 0.0) for row in epochs)))
         replay = Replay(self._trials, self._verdicts, self._max_epochs)
         replay.take_in(list(self._searcher.configs()), trials, epochs)
+        self._budget.count_total(sum(row.get("worker_s") or 0.0 for row in trials))
 
     def _count_lost(self, trial: Trial, but: float = 0.0) -> float:
         """Count the work since its last epoch, `but` what came to something; seconds, summed over workers."""

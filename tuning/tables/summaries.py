@@ -131,7 +131,7 @@ def _used_up(found: Results) -> bool:
     spent = BudgetGuard(budget, clock=lambda: 0.0)
     for worker_s in found.epochs["worker_s"].astype(float).fillna(0.0):
         spent.count_epoch(worker_s, seconds=0.0)  # durations matter for estimates alone
-    spent.count_lost(max(0.0, float(trials["worker_s"].fillna(0.0).sum()) - spent.worker_s))
+    spent.count_total(float(trials["worker_s"].fillna(0.0).sum()))
     if spent.exhausted:
         return not (trials["state"] == "running").any()
     at_rung = (trials["state"] == "paused") & trials["reason"].str.startswith("rung ").fillna(False)
