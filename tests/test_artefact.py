@@ -114,6 +114,9 @@ def test_images_come_as_paths_pillow_images_or_arrays(tokenizer, tmp_path):
     ways = [tmp_path / "image.png", str(tmp_path / "image.png"), image, pixels]
     assert len(set(artefact.caption(ways, beam_width=1))) == 1
     assert artefact.caption([]) == []
+    (tmp_path / "broken.png").write_bytes((tmp_path / "image.png").read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"broken\.png: image file is truncated"):
+        artefact.caption([*ways, tmp_path / "broken.png"])
 
 
 @pytest.mark.parametrize("method", ["none", "int8", "prune+int4"])

@@ -326,3 +326,17 @@ def test_only_placement_groups_without_life_are_taken_for_orphans(cluster):
     ray.kill(inhabitant)
     remove_placement_group(home)
     assert left_behind() == []
+
+
+def test_what_tune_keeps_is_not_waited_for(cluster):
+    """Its placement groups are there until the driver ends, after Ctrl-C: without cores, unlike a gang's."""
+    from ray.util import placement_group, remove_placement_group
+
+    from tuning.gangs.room import own_groups
+
+    before = own_groups()
+    tunes, gangs = placement_group([{"CPU": 0, "memory": 1}]), placement_group([{"CPU": 1}])
+    ray.get([tunes.ready(), gangs.ready()])
+    assert own_groups() - before == {gangs.id.hex()}
+    for group in (tunes, gangs):
+        remove_placement_group(group)

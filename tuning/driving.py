@@ -104,7 +104,6 @@ def carry_out(
         )
         for listener in reversed(everyone):  # a stack closes the last first
             stack.callback(listener.close)
-        stack.callback(search.interrupt)  # changes nothing after a run that went through
         if resume:
             search.replay(*history(experiment, writer.ledger))
         if mirror is not None:
@@ -196,6 +195,8 @@ def _drive(
                 tuner.fit()
         except TuneError as error:
             raise scheduler.error or error from error
+        finally:
+            search.interrupt()  # before gangs end, for that is no work; a run that went through has none
         if gangs.none_left:
             raise CannotGoOn("all gangs failed again and again and were closed, whatever trial they had")
 

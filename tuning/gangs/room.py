@@ -92,15 +92,15 @@ def _orphaned_groups() -> set[str]:
         key
         for key in own_groups() - inhabited
         if (group := table.get(key, {"state": "REMOVED"}))["state"] == "CREATED"
-        and any("CPU" in bundle for bundle in group["bundles"].values())
         and WAITS not in group["name"]  # a gang looks whether there is room
     }
 
 
 def own_groups() -> set[str]:
-    """Ids of the placement groups of this driver and its actors that hold resources or wait for some.
+    """Ids of the placement groups of this driver and its actors that hold cores or wait for some.
 
-    Empty where Ray's dashboard, which is asked, does not answer.
+    Ray Tune has others, of some bytes, which it keeps until the driver ends. Empty where Ray's dashboard,
+    which is asked, does not answer.
     """
     from ray.util.state import list_placement_groups
     from ray.util.state.exception import RayStateApiException
@@ -114,7 +114,9 @@ def own_groups() -> set[str]:
         )
     except (RayStateApiException, OSError):
         return set()
-    return {group.placement_group_id for group in found}
+    bundles = {key: group["bundles"].values() for key, group in placement_group_table().items()}
+    ids = {group.placement_group_id for group in found}
+    return {key for key in ids if any("CPU" in bundle for bundle in bundles.get(key, ()))}
 
 
 def remove_group(key: str) -> None:

@@ -27,6 +27,7 @@ from trainables.captioning.compress.arithmetic import fast, float_state
 from trainables.captioning.compress.encoding import SPARSE, Encoding, decode, encode
 from trainables.captioning.compress.rebuild import rebuilt
 from trainables.captioning.data.images import FileSource, square
+from trainables.captioning.data.items import BadImage
 from trainables.captioning.data.tokenizer import CaptionTokenizer
 from trainables.captioning.model.captioner import Captioner
 from trainables.captioning.settings import Settings
@@ -125,7 +126,10 @@ class Artefact:
         """Any image as the model wants it: uint8 [S, S, 3]."""
         size = self.captioner.image_size
         if isinstance(image, str | Path):
-            return FileSource.of(Path(image)).pixels(size)
+            try:
+                return FileSource.of(Path(image)).pixels(size)
+            except BadImage as error:
+                raise BadImage(f"{image}: {error}") from error
         if isinstance(image, np.ndarray):
             if image.shape == (size, size, 3) and image.dtype == np.uint8:
                 return image  # resized already, for instance by the cache
