@@ -117,6 +117,8 @@ def test_images_come_as_paths_pillow_images_or_arrays(tokenizer, tmp_path):
     (tmp_path / "broken.png").write_bytes((tmp_path / "image.png").read_bytes()[:200])
     with pytest.raises(ValueError, match=r"broken\.png: image file is truncated"):
         artefact.caption([*ways, tmp_path / "broken.png"])
+    with pytest.raises(ValueError, match=r"broken\.png: image file is truncated"):
+        artefact.caption([Image.open(tmp_path / "broken.png")])
 
 
 @pytest.mark.parametrize("method", ["none", "int8", "prune+int4"])

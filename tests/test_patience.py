@@ -121,6 +121,23 @@ def test_a_disk_that_stays_full_leaves_the_tables_as_they_were(tmp_path, disk):
     assert list(tmp_path.glob(".*.tmp")) == []
 
 
+def test_what_failed_once_is_tried_again_without_patience_and_fails_as_before(
+    tmp_path, disk, sleepless, monkeypatch
+):
+    monkeypatch.setattr("tuning.tables.results_writer.PATIENCE_S", 0.02)
+    writer = ResultsWriter(experiment(tmp_path), clock=Clock())
+    disk.errors = [AWAY] * 1000
+    with pytest.raises(StorageFailed) as first:
+        writer.handle(started("a"))
+    left = len(disk.errors)
+    with pytest.raises(StorageFailed) as again:
+        writer.close()
+    assert again.value is first.value and len(disk.errors) == left - 1
+    disk.errors = []
+    writer.close()
+    assert len(load(tmp_path).trials) == 1
+
+
 def test_a_line_of_the_journal_is_there_once_however_often_it_was_tried(tmp_path, monkeypatch, sleepless):
     import os
 

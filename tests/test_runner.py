@@ -285,6 +285,8 @@ def test_interrupted_then_killed_then_resumed_is_as_if_never_stopped(cluster, tm
     assert interrupted.returncode == 130, said
     assert "--resume" in said
     assert processes_of(interrupted.pid) == []
+    put_aside = load("interrupted", storage=tmp_path / "captune-results").trials.query("state == 'paused'")
+    assert "the run was interrupted" in set(put_aside["reason"])
 
     killed = run_some_epochs(tmp_path, 1, until=promoted)
     killed.kill()
@@ -329,7 +331,7 @@ def test_only_placement_groups_without_life_are_taken_for_orphans(cluster):
 
 
 def test_what_tune_keeps_is_not_waited_for(cluster):
-    """Its placement groups are there until the driver ends, after Ctrl-C: without cores, unlike a gang's."""
+    """Its placement groups are there as long as its tuner, after Ctrl-C: without cores, unlike a gang's."""
     from ray.util import placement_group, remove_placement_group
 
     from tuning.gangs.room import own_groups

@@ -758,6 +758,27 @@ def test_an_interrupted_or_lost_trial_is_paused_until_it_runs_again(tmp_path, re
     assert [resumed.next_run().trial_id for _ in range(2)] == ["00000", "00001"]
 
 
+def test_a_start_that_not_all_heard_of_is_no_start(tmp_path, recorder):
+    """A second Ctrl-C strikes, or storage is full, while the first listener writes it down."""
+
+    class Struck(Recorder):
+        def handle(self, event):
+            super().handle(event)
+            if len(self.events) == 2:
+                raise KeyboardInterrupt
+
+    search = open_search(tmp_path, recorder)
+    search._listeners.insert(0, Struck())
+    first = search.next_run()
+    with pytest.raises(KeyboardInterrupt):
+        search.next_run()
+    search.interrupt()
+    assert [event.trial_id for event in recorder.events] == [first.trial_id] * 2
+    resumed = open_search(tmp_path, Recorder())
+    resumed.replay([{"trial_id": "00000", "state": "paused"}], [])
+    assert [resumed.next_run().trial_id for _ in range(2)] == ["00000", "00001"]
+
+
 @BOTH
 def test_a_nan_at_a_rung_stops_the_trial_also_when_read_from_the_table(tmp_path, recorder, scheduler):
     search = open_search(tmp_path, recorder, scheduler=scheduler)
@@ -825,6 +846,8 @@ def test_work_that_came_to_no_epoch_is_told_and_counted_by_a_resumed_run_too(tmp
     second = search.next_run()
     worked(second, 1)
     clock.now += 30
+    search.halt()
+    clock.now += 1000  # gangs are being ended
     search.interrupt()
     ended = [event.lost_worker_s for event in recorder.of(TrialEnded)]
     assert ended == [60.0, 60.0, 60.0, 60.0]

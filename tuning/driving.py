@@ -104,6 +104,7 @@ def carry_out(
         )
         for listener in reversed(everyone):  # a stack closes the last first
             stack.callback(listener.close)
+        stack.callback(search.interrupt)  # once gangs have ended: it may wait for the storage, as they would
         if resume:
             search.replay(*history(experiment, writer.ledger))
         if mirror is not None:
@@ -196,7 +197,7 @@ def _drive(
         except TuneError as error:
             raise scheduler.error or error from error
         finally:
-            search.interrupt()  # before gangs end, for that is no work; a run that went through has none
+            search.halt()
         if gangs.none_left:
             raise CannotGoOn("all gangs failed again and again and were closed, whatever trial they had")
 

@@ -17,7 +17,7 @@ import ray
 from tuning.gangs.cleaners import end_idle_cleaners
 from tuning.gangs.demand import Demand
 from tuning.gangs.neighbours import Neighbours, alive_nodes
-from tuning.gangs.owner import GangOwner
+from tuning.gangs.owner import LAST_BREATH_S, GangOwner
 from tuning.gangs.resources import GangPlan, NoRoom, needs_text, nodes_text
 from tuning.gangs.room import leave_off, own_groups, remove_orphaned_groups
 from tuning.gangs.roster import Roster
@@ -166,11 +166,12 @@ class Gangs:
         self._bury(at_once=True)
         self._demand.close()
         self._neighbours.leave()
-        deadline = time.monotonic() + timeout_s
-        while own_groups() - self._groups_before and time.monotonic() < deadline:
+        now = time.monotonic()
+        deadline, cleaned = now + timeout_s, now + min(LAST_BREATH_S, timeout_s)
+        while own_groups() - self._groups_before and (now := time.monotonic()) < deadline:
+            if now > cleaned:  # by Ray Train, if it lived long enough
+                remove_orphaned_groups()
             time.sleep(0.1)
-        if own_groups() - self._groups_before:
-            remove_orphaned_groups()  # of workers that could not be started
         end_idle_cleaners()
 
     def _allowed(self) -> int:

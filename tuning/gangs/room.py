@@ -99,8 +99,8 @@ def _orphaned_groups() -> set[str]:
 def own_groups() -> set[str]:
     """Ids of the placement groups of this driver and its actors that hold cores or wait for some.
 
-    Ray Tune has others, of some bytes, which it keeps until the driver ends. Empty where Ray's dashboard,
-    which is asked, does not answer.
+    Ray Tune has others, of some bytes, which are there as long as its `Tuner` lives. Empty where Ray's
+    dashboard, which is asked, does not answer.
     """
     from ray.util.state import list_placement_groups
     from ray.util.state.exception import RayStateApiException

@@ -99,6 +99,7 @@ class Search:
             experiment, trials=self._trials, searcher=searcher, scheduler=scheduler, budget=budget
         )
         self._next: Trial | None = None  # chosen, not handed out yet
+        self._halted_at: datetime | None = None
 
     # What a driver calls.
 
@@ -113,8 +114,8 @@ class Search:
             return None
         trial, self._next = self._next, None
         trial.since = self._now()
-        self._trials.running.add(trial.trial_id)
         self._trials.tell_started(trial)
+        self._trials.running.add(trial.trial_id)  # now: who never heard that it began hears of no end
         return Run(
             trial_id=trial.trial_id,
             config=trial.config,
@@ -198,6 +199,10 @@ class Search:
         """The driver closed a gang: the listeners are told."""
         self._trials.tell(GangClosed(gang=gang, reason=reason, at=self._now()))
 
+    def halt(self) -> None:
+        """The driver is about to end the gangs: what they do from now on is no work. Tells nobody."""
+        self._halted_at = self._now()
+
     def interrupt(self) -> None:
         """The driver gives up: what runs is put aside, to go on when the experiment is resumed."""
         for trial_id in sorted(self._trials.running):
@@ -248,7 +253,8 @@ class Search:
         """Count the work since its last epoch, `but` what came to something; seconds, summed over workers."""
         lost = 0.0
         if trial.since is not None and trial.trial_id in self._trials.running:
-            lost = max(0.0, (self._now() - trial.since).total_seconds() * self._workers - but)
+            until = self._halted_at or self._now()
+            lost = max(0.0, (until - trial.since).total_seconds() * self._workers - but)
         self._budget.count_lost(lost)
         return lost
 

@@ -35,7 +35,7 @@ class ResultsWriter:
         self.ledger.take_up(self._folder)
         self._clock = clock
         self._dirty = False
-        self._patience_s = PATIENCE_S
+        self._failed: StorageFailed | None = None
         self.make_room: Callable[[], bool] = lambda: False
         """Called where the disk is full: deletes what nobody needs, and says whether there was any."""
         self.write()
@@ -75,15 +75,16 @@ class ResultsWriter:
         """Rewrite both tables now; while the storage is away, again and again.
 
         Raises:
-            StorageFailed: see `patiently`. The tables on disk are as they were.
+            StorageFailed: see `patiently`, and raised again without patience where it fails again: the run is
+                taken down then, and each listener's end would wait. The tables on disk are as they were.
         """
         begin = self._clock()
         try:
-            patiently(self._write_both, patience_s=self._patience_s)
+            patiently(self._write_both, patience_s=0.0 if self._failed else PATIENCE_S)
         except StorageFailed as error:
             if not error.full or not self.make_room():
-                self._patience_s = 0.0  # the run is taken down now; each listener's end would wait again
-                raise
+                self._failed = self._failed or error
+                raise self._failed from None
             patiently(self._write_both)
         end = self._clock()
         self._dirty = False

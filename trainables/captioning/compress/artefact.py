@@ -134,7 +134,10 @@ class Artefact:
             if image.shape == (size, size, 3) and image.dtype == np.uint8:
                 return image  # resized already, for instance by the cache
             image = Image.fromarray(image)
-        return square(image, size)
+        try:
+            return square(image, size)
+        except Exception as error:  # one that is opened, but not read yet: whatever Pillow raises
+            raise BadImage(f"{getattr(image, 'filename', None) or 'an image'}: {error}") from error
 
 
 def load_artefact(folder: Path) -> Artefact:

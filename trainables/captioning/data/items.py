@@ -46,7 +46,7 @@ class Source(Protocol):
 
 
 class BadImage(ValueError):
-    """An image that cannot be used; the message is the reason, without the image's name."""
+    """An image that cannot be used; the message is the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
