@@ -305,6 +305,30 @@ def test_interrupted_then_killed_then_resumed_is_as_if_never_stopped(cluster, tm
     assert whole.trials.drop(columns=ignored).compare(parts.trials.drop(columns=ignored)).empty
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_waits_while_ray_starts_and_is_not_forgotten(tmp_path, monkeypatch, signum):
+    """A Ray that was half started crashes the process at its end, now and then."""
+    done = []
+
+    @contextlib.contextmanager
+    def connect(experiment):
+        os.kill(os.getpid(), signum)
+        done.append("started")
+        try:
+            yield
+        finally:
+            done.append("shut down")
+
+    monkeypatch.setattr("tuning.runner._connect", lambda: connect)
+    before = signal.signal(signum, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(experiment(tmp_path))
+    finally:
+        signal.signal(signum, before)
+    assert done == ["started", "shut down"]
+
+
 def test_only_placement_groups_without_life_are_taken_for_orphans(cluster):
     from ray.util import placement_group, placement_group_table, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy

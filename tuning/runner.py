@@ -99,8 +99,7 @@ def run(
         refuse_changes(experiment, folder)
         log, say = stack.enter_context(written_down(experiment, folder, say))
         earlier, learnt_from = earlier_trials(experiment, experiment.storage)
-        stack.enter_context(_connect()(experiment=experiment))
-        interruption = stack.enter_context(Interruption())
+        interruption = stack.enter_context(_connected(experiment))
         plan = _plan(experiment, say)
         refuse_unseen_folders(experiment)
         data = _prepare_data(experiment, folder, say)
@@ -147,8 +146,7 @@ def compress(
     with ExitStack() as stack:
         mirror = stack.enter_context(_sole_user_of(experiment, True, say))
         _, say = stack.enter_context(written_down(experiment, folder, say))
-        stack.enter_context(_connect()(experiment=experiment))
-        interruption = stack.enter_context(Interruption())
+        interruption = stack.enter_context(_connected(experiment))
         refuse_unseen_folders(experiment)
         _prepare_data(experiment, folder, say)
         stack.enter_context(storage_is_needed())
@@ -237,6 +235,16 @@ def _mirrored(
             yield mirror
     else:
         yield None
+
+
+@contextlib.contextmanager
+def _connected(experiment: Experiment) -> Iterator[Interruption]:
+    """Ray for this experiment, and what becomes of Ctrl-C. It waits while Ray starts: a process in which that
+    was cut short may crash at its end (Ray 2.60), and ends with another code."""
+    with ExitStack() as stack:
+        with Interruption() as starting, starting.held():
+            stack.enter_context(_connect()(experiment=experiment))
+        yield stack.enter_context(Interruption())  # anew: Ray has set a handler of its own
 
 
 def _connect() -> Callable[..., Any]:
