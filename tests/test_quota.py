@@ -82,8 +82,11 @@ def test_any_run_keeps_what_it_may_go_on_from_and_the_best(events, max_mb):
         ledger, found = run.writer.ledger, run.on_disk()
         last = {f"{t}/{n}" for t, n in run.done.items() if run.state.get(t) not in FINAL_STATES}
         assert last <= found, "somebody may go on from these"
-        best = ledger.best()
-        needed = last | ({best["checkpoint"].removeprefix("checkpoints/")} if best else set())
+        needed = set(last)
+        for trial in ledger.best_first():  # those that are not over may fail, and then the next is the best
+            needed.add(ledger.trials[trial]["checkpoint"].removeprefix("checkpoints/"))
+            if run.state.get(trial) in FINAL_STATES:
+                break
         assert needed <= found, "never the best's"
         assert not any(run.state.get(name.split("/")[0]) in WENT_WRONG for name in found)
         assert len(found) * SIZE_MB <= max(max_mb, len(needed) * SIZE_MB)
@@ -91,6 +94,15 @@ def test_any_run_keeps_what_it_may_go_on_from_and_the_best(events, max_mb):
             for trial, row in ledger.trials.items():
                 wrong = run.state.get(trial) in WENT_WRONG
                 assert wrong or row["checkpoint"].removeprefix("checkpoints/") in found
+
+
+def test_when_the_best_fails_the_next_best_still_has_its_checkpoint(tmp_path):
+    run = Run(tmp_path, max_mb=0.0)
+    for trial, cider in (("a", 0.2), ("a", 0.1), ("b", 0.3), ("c", 0.1)):
+        run.epoch(trial, cider)
+    run.end("b", "failed")
+    assert run.writer.ledger.best()["checkpoint"] == "checkpoints/a/1"
+    assert run.on_disk() == {"a/1", "a/2", "c/1"}
 
 
 def test_parents_keep_theirs_and_they_ran_all_their_epochs(tmp_path):

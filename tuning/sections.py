@@ -273,7 +273,8 @@ class Checkpoints(Strict):
 
     keep: Literal["all", "needed"] = "all"
     """`all`: the best epoch's of every trial that did not go wrong, so that each can be exported. `needed`:
-    only those of the best trial (several objectives: of the front; `search: children`: of the parents)."""
+    only those of the best trial, and while that may fail of the next (several objectives: of the front;
+    `search: children`: of the parents)."""
     max_gb: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Most that all of them may take, 10^9 bytes: beyond it those that are not needed go, the worst trials'
     first. `null`: no limit. Variants (`compression`) keep all of theirs: each is yet to be measured."""

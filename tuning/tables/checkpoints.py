@@ -46,7 +46,7 @@ class CheckpointKeeper:
         writer: writes the tables; hears of an event, and is closed, before the keeper is.
         max_mb: what all of them may take, 10^6 bytes; 0.0: only what is needed is kept.
         parents: so many of the best trials that ran all their epochs keep theirs whatever the quota, as does
-            the best of all; several objectives: the front, too.
+            the best of all, and while that may fail the next; several objectives: the front, too.
     """
 
     def __init__(
@@ -109,7 +109,9 @@ class CheckpointKeeper:
         ledger = self._writer.ledger
         places = {trial_id: place for place, trial_id in enumerate(ledger.best_first())}
         completed = [name for name in places if ledger.trials[name]["state"] == "completed"]
-        chosen = {*list(places)[:1], *completed[: self._parents]}
+        # One that is not over may yet fail, and the next is the best: down to the first that is over.
+        over = (place for name, place in places.items() if ledger.trials[name]["state"] in FINAL_STATES)
+        chosen = {*list(places)[: next(over, len(places)) + 1], *completed[: self._parents]}
         chosen |= set(ledger.front()) if ledger.several else set()
         for trial_id, trial in ledger.trials.items():
             epochs = ledger.epochs[trial_id]
