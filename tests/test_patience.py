@@ -133,6 +133,7 @@ def test_what_failed_once_is_tried_again_without_patience_and_fails_as_before(
     with pytest.raises(StorageFailed) as again:
         writer.close()
     assert again.value is first.value and len(disk.errors) == left - 1
+    assert isinstance(again.value.__cause__, OSError)
     disk.errors = []
     writer.close()
     assert len(load(tmp_path).trials) == 1

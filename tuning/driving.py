@@ -104,7 +104,7 @@ def carry_out(
         )
         for listener in reversed(everyone):  # a stack closes the last first
             stack.callback(listener.close)
-        stack.callback(search.interrupt)  # once gangs have ended: it may wait for the storage, as they would
+        stack.callback(search.interrupt)  # after the gangs' end, for it may have to wait for the storage
         if resume:
             search.replay(*history(experiment, writer.ledger))
         if mirror is not None:

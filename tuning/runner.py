@@ -239,8 +239,10 @@ def _mirrored(
 
 @contextlib.contextmanager
 def _connected(experiment: Experiment) -> Iterator[Interruption]:
-    """Ray for this experiment, and what becomes of Ctrl-C. It waits while Ray starts: a process in which that
-    was cut short may crash at its end (Ray 2.60), and ends with another code."""
+    """Ray for this experiment, and what becomes of Ctrl-C.
+
+    While Ray starts, Ctrl-C waits: a process in which that was cut short may crash at its end (Ray 2.60).
+    """
     with ExitStack() as stack:
         with Interruption() as starting, starting.held():
             stack.enter_context(_connect()(experiment=experiment))

@@ -166,12 +166,12 @@ class Gangs:
         self._bury(at_once=True)
         self._demand.close()
         self._neighbours.leave()
-        now = time.monotonic()
-        deadline, cleaned = now + timeout_s, now + min(LAST_BREATH_S, timeout_s)
-        while own_groups() - self._groups_before and (now := time.monotonic()) < deadline:
-            if now > cleaned:  # by Ray Train, if it lived long enough
+        begun, waited = time.monotonic(), 0.0
+        while own_groups() - self._groups_before and waited < timeout_s:
+            if waited > LAST_BREATH_S:  # what Ray Train would remove is gone
                 remove_orphaned_groups()
             time.sleep(0.1)
+            waited = time.monotonic() - begun
         end_idle_cleaners()
 
     def _allowed(self) -> int:

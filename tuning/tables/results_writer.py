@@ -84,7 +84,7 @@ class ResultsWriter:
         except StorageFailed as error:
             if not error.full or not self.make_room():
                 self._failed = self._failed or error
-                raise self._failed from None
+                raise self._failed from self._failed.__cause__
             patiently(self._write_both)
         end = self._clock()
         self._dirty = False

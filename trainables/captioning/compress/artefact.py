@@ -136,7 +136,7 @@ class Artefact:
             image = Image.fromarray(image)
         try:
             return square(image, size)
-        except Exception as error:  # one that is opened, but not read yet: whatever Pillow raises
+        except (OSError, SyntaxError) as error:  # one that Pillow opened and has not read until now
             raise BadImage(f"{getattr(image, 'filename', None) or 'an image'}: {error}") from error
 
 
