@@ -45,8 +45,9 @@ class CheckpointKeeper:
         checkpoints: where they lie.
         writer: writes the tables; hears of an event, and is closed, before the keeper is.
         max_mb: what all of them may take, 10^6 bytes; 0.0: only what is needed is kept.
-        parents: so many of the best trials that ran all their epochs keep theirs whatever the quota, as does
-            the best of all, and while that may fail the next; several objectives: the front, too.
+        parents: so many of the best trials that ran all their epochs keep theirs whatever the quota, as do
+            those that no trial which is over beats: the best, with several objectives the front, and what
+            would take a place there should an open trial fail.
     """
 
     def __init__(
@@ -109,10 +110,7 @@ class CheckpointKeeper:
         ledger = self._writer.ledger
         places = {trial_id: place for place, trial_id in enumerate(ledger.best_first())}
         completed = [name for name in places if ledger.trials[name]["state"] == "completed"]
-        # One that is not over may yet fail, and the next is the best: down to the first that is over.
-        over = (place for name, place in places.items() if ledger.trials[name]["state"] in FINAL_STATES)
-        chosen = {*list(places)[: next(over, len(places)) + 1], *completed[: self._parents]}
-        chosen |= set(ledger.front()) if ledger.several else set()
+        chosen = {*ledger.unbeaten(), *completed[: self._parents]}
         for trial_id, trial in ledger.trials.items():
             epochs = ledger.epochs[trial_id]
             sizes = {row["checkpoint"]: row.get("checkpoint_mb", 0.0) for row in epochs.values()}

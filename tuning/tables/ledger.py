@@ -38,7 +38,7 @@ class Ledger:
 
     def __init__(self, experiment: Experiment):
         self.comparison = Comparison(experiment)
-        self.several = len(experiment.objectives) > 1
+        self._several = len(experiment.objectives) > 1
         self._searched = searched_columns(experiment.space)
         self._figures: dict[str, None] = {}  # reported columns, in the order of their first appearance
         self._front = GrowingFront(self.comparison.references)
@@ -97,12 +97,24 @@ class Ledger:
     @property
     def hypervolume(self) -> float | None:
         """Of the front of all results so far; None with one objective or before the reference is known."""
-        return self._front.hypervolume if self.several else None
+        return self._front.hypervolume if self._several else None
 
     def best_first(self) -> list[str]:
         """Trials that can be chosen, by the rules of `Results.best`. Looks at every trial."""
-        keys = ((self._key(trial_id), trial_id) for trial_id in self.trials)
-        return [trial_id for _, trial_id in sorted((key, name) for key, name in keys if key is not None)]
+        return [trial_id for _, trial_id in self._ordered()]
+
+    def unbeaten(self) -> list[str]:
+        """Trials that none which is over beats: the best and the front, and what would be, should any that
+        may still go on fail. Looks at every trial."""
+        found: list[str] = []
+        over: list[ranking.Standing] = []
+        for (violation, *losses, _), trial_id in self._ordered():  # what beats a trial comes before it
+            standing = ranking.Standing(tuple(losses), violation)
+            if not ranking.dominated(standing, over):
+                found.append(trial_id)
+                if self.trials[trial_id]["state"] in FINAL_STATES:
+                    over.append(standing)
+        return found
 
     def front(self) -> list[str]:
         """The trials in the front so far, by the rules of `Results.front`. Looks at every trial."""
@@ -192,6 +204,11 @@ class Ledger:
             return None
         return (self.comparison.violation(row), *losses, self._places[trial_id])
 
+    def _ordered(self) -> list[tuple[tuple[float, ...], str]]:
+        """Keys and trials that have one, the best first."""
+        keys = ((self._key(trial_id), trial_id) for trial_id in self.trials)
+        return sorted((key, trial_id) for key, trial_id in keys if key is not None)
+
     def _compare_with_best(self, trial_id: str) -> None:
         """After a change of one trial; all trials are looked at only where the best one became worse."""
         key = self._key(trial_id)
@@ -201,12 +218,11 @@ class Ledger:
             self._find_best()
 
     def _find_best(self) -> None:
-        keys = ((self._key(trial_id), trial_id) for trial_id in self.trials)
-        self._best = min(((key, trial_id) for key, trial_id in keys if key is not None), default=None)
+        self._best = next(iter(self._ordered()), None)
 
     def _grow_front(self, row: Row) -> None:
         """Take an epoch into the front and write the hypervolume after it into its row."""
-        if self.several:
+        if self._several:
             losses = self.comparison.losses(row)
             if losses is not None:
                 self._front.add(losses, feasible=self.comparison.violation(row) == 0)
