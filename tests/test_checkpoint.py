@@ -1,4 +1,8 @@
+import contextlib
+import errno
 import json
+import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +21,7 @@ from trainables.captioning.data.tokenizer import CaptionTokenizer
 from trainables.captioning.model.captioner import Captioner
 from trainables.captioning.optimizer import build_optimizer
 from trainables.captioning.settings import Settings
+from trainables.checkpoint_files import write_checkpoint
 
 pytestmark = pytest.mark.timeout(20)  # the first optimizer of a process makes torch import half of itself
 TOKENIZER = CaptionTokenizer.train(
@@ -110,6 +115,39 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
     with pytest.raises(ValueError, match="format 99.*format 2"):
         load_state(tmp_path)
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.pt"])
+def test_what_has_no_room_raises_the_systems_error_and_leaves_nothing(tmp_path, file):
+    save(tmp_path, captioner())
+    place = tmp_path / "checkpoints" / "1"
+    with files_of_at_most((tmp_path / file).stat().st_size - 1), pytest.raises(OSError) as caught:
+        write_checkpoint(lambda folder: save(folder, captioner()), str(place))
+    assert caught.value.errno == errno.EFBIG
+    assert list(place.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("reader", ["read_text", "read_bytes"])
+def test_a_checkpoint_that_is_away_is_not_taken_for_none(tmp_path, monkeypatch, reader):
+    save(tmp_path, captioner())
+
+    def away(self, **_):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(Path, reader, away)
+    with pytest.raises(OSError, match="Stale") as caught:
+        load_captioner(tmp_path)
+    assert caught.value.errno == errno.ESTALE
 
 
 def test_code_in_the_optimizer_file_is_not_run(tmp_path):

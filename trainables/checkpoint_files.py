@@ -50,14 +50,18 @@ def write_checkpoint(save: Callable[[Path], None], place: str) -> Callable[[], N
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    save(aside)
-    for path in aside.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    if folder.exists():  # an epoch that is repeated after a crash
-        shutil.rmtree(folder)
-    aside.rename(folder)
+    try:
+        save(aside)
+        for path in aside.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        if folder.exists():  # an epoch that is repeated after a crash
+            shutil.rmtree(folder)
+        aside.rename(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)  # on a full disk it would take the room that is made
+        raise
     return lambda: None
 
 

@@ -12,6 +12,7 @@ draws what it would have drawn. Writing aside, renaming and fsync are the gang's
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
 from trainables.captioning.compress.encoding import Encoding
 from trainables.captioning.compress.hold import plain_state
@@ -94,9 +95,12 @@ def save_checkpoint(
         for name, tensor in plain_state(captioner).items()
         if not _left_out(state, name)
     }
-    save_file(weights, folder / _WEIGHTS)
+    # By way of memory: where a disk is full or away, neither library passes the system's error number on.
+    (folder / _WEIGHTS).write_bytes(save(weights))
     tokenizer.save(folder / _TOKENIZER)
-    torch.save(dict(training), folder / _OPTIMIZER)
+    buffer = io.BytesIO()
+    torch.save(dict(training), buffer)
+    (folder / _OPTIMIZER).write_bytes(buffer.getbuffer())
     described = asdict(state) | {
         "format": FORMAT,
         "settings": state.settings.model_dump(mode="json"),
@@ -110,12 +114,13 @@ def load_state(folder: Path) -> TrialState:
 
     Raises:
         ValueError: no checkpoint, or one of another format.
+        OSError: it cannot be read now: that may pass.
     """
     path = folder / _TRIAL
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
         written_as = described.pop("format")
-    except (OSError, ValueError, KeyError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
         raise ValueError(f"{folder} is not a captioning checkpoint: {error}") from error
     if written_as != FORMAT:
         raise ValueError(f"{path} has format {written_as}, this version reads format {FORMAT}")
@@ -138,11 +143,12 @@ def load_captioner(folder: Path, settings: Settings | None = None) -> Captioner:
 
     Raises:
         ValueError: no checkpoint, or names or shapes differ from what it says; the message names the first.
+        OSError: as `load_state`.
     """
     state = load_state(folder)
     changed = {} if settings is None else {name: getattr(settings, name) for name in MUTABLE}
     captioner = Captioner(state.model.model_copy(update=changed), state.vocabulary_size, state.image_size)
-    stored = load_file(folder / _WEIGHTS)
+    stored = load((folder / _WEIGHTS).read_bytes())
     if state.strength is not None:
         captioner = rebuilt(captioner, {name: tuple(tensor.shape) for name, tensor in stored.items()})
     own = {name: each for name, each in captioner.state_dict().items() if not _left_out(state, name)}
