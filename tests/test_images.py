@@ -195,6 +195,21 @@ def test_a_file_that_cannot_be_read_now_is_not_bad(tmp_path, monkeypatch, number
             source.pixels(16)
 
 
+@pytest.mark.parametrize("method", ["resize", "transpose"])
+def test_an_image_for_which_memory_does_not_suffice_now_is_not_bad(tmp_path, monkeypatch, method):
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(halves(), exif=turned).getvalue())
+
+    def refused(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, method, refused)
+    with pytest.raises(MemoryError, match=r"a\.png"):
+        FileSource.of(path).pixels(16)
+
+
 def test_a_range_of_a_file_is_an_image_too(tmp_path):
     content = encoded(halves()).getvalue()
     (tmp_path / "shard").write_bytes(b"before" + content + b"after")

@@ -14,7 +14,7 @@ from trainables.captioning.data import shapes
 from trainables.captioning.data.coco import read_coco, read_karpathy
 from trainables.captioning.data.flickr import read_flickr8k
 from trainables.captioning.data.imagefolder import read_imagefolder
-from trainables.captioning.data.images import FileSource
+from trainables.captioning.data.images import PASSING, FileSource
 from trainables.captioning.data.items import Item, Items, Split, hashed_split, with_validation
 from trainables.captioning.data.reading import Reading, Row, nearest
 from trainables.captioning.data.webdataset import read_webdataset
@@ -37,6 +37,7 @@ def read_items(data: DataSettings) -> Items:
 
     Raises:
         SettingsError: missing folder or caption file, a file that is not of the format, a missing column.
+        OSError: a file cannot be looked at now: that may pass.
     """
     if data.format == "shapes":
         return Items(good=_shapes(data), bad=[], left_out=[])
@@ -99,6 +100,8 @@ def _merged(rows: list[Row], reading: Reading) -> list[Item]:
                 name, reading.folders
             )
         except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+            if isinstance(error, OSError) and error.errno in PASSING:
+                raise
             reading.bad.append((name, str(error)))
             continue
         if empty := len(captions) - len(kept):

@@ -22,7 +22,7 @@ from trainables.patience import AWAY
 #: needed, so panoramas pass; Pillow itself refuses files that declare over 179 million pixels (a zip bomb).
 MAX_PIXELS = 90_000_000
 #: What the system says where the image may well be read another time.
-_PASSING = AWAY | {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+PASSING = AWAY | {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class FileSource:
 
         Raises:
             BadImage: as `decode`, or there is no such file any more.
-            OSError: it cannot be read now, as where permission or a server is missing: that may pass.
+            OSError, MemoryError: it cannot be read now, as where permission or a server is missing: that may
+            pass.
         """
         try:
             with self.path.open("rb") as file:
@@ -63,8 +64,10 @@ class FileSource:
                     return decode(file, size)
                 file.seek(self.offset)
                 return decode(io.BytesIO(file.read(self.bytes)), size)
+        except MemoryError as error:
+            raise MemoryError(f"{self.path}: not enough memory to decode it") from error
         except OSError as error:
-            if error.errno in _PASSING:
+            if error.errno in PASSING:
                 raise OSError(error.errno, error.strerror, str(self.path)) from error
             raise BadImage(f"cannot be opened: {error.strerror or error}") from error
 
@@ -80,7 +83,7 @@ def decode(file: IO[bytes], size: int) -> NDArray[np.uint8]:
 
     Raises:
         BadImage: not an image, truncated, or too many pixels.
-        OSError: the file cannot be read now.
+        OSError, MemoryError: the file cannot be read now.
     """
     try:
         image: Image.Image = Image.open(file)
@@ -98,7 +101,7 @@ def decode(file: IO[bytes], size: int) -> NDArray[np.uint8]:
     except Image.DecompressionBombError as error:
         raise BadImage(f"too many pixels: {error}") from error
     except Exception as error:  # on broken files Pillow raises OSError, SyntaxError, struct.error, …
-        if isinstance(error, OSError) and error.errno in _PASSING:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in PASSING):
             raise
         raise BadImage(str(error) or type(error).__name__) from error
 
@@ -112,6 +115,8 @@ def _upright(image: Image.Image) -> Image.Image:
     """Turn as EXIF says; a photo with broken EXIF is still a photo and stays as it lies."""
     try:
         return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
     except Exception:
         return image
 
