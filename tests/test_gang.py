@@ -106,19 +106,41 @@ def test_what_is_no_figure_fails_the_trial_with_its_name(
 
 
 def test_an_error_that_speaks_of_gloo_is_the_trials_own_where_there_is_no_peer(mailbox, member, order):
-    Tester.trouble = RuntimeError("my gloomy loss")
+    Tester.trouble = RuntimeError("my gloo loss")
     member().run(*begin(mailbox, order))
-    assert mailbox.await_report(order, 1, 0.0).reason == "RuntimeError: my gloomy loss"
+    assert mailbox.await_report(order, 1, 0.0).reason == "RuntimeError: my gloo loss"
+
+
+def test_a_path_with_gloo_in_it_is_no_peer(mailbox, member, order):
+    Tester.trouble = FileNotFoundError("/data/igloo.jpg")
+    with pytest.raises(FileNotFoundError):
+        member(world_size=2).run(*begin(mailbox, order))
+    assert mailbox.await_report(order, 1, 0.0).state == "failed"
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+    ],
+)
+def test_memory_that_is_refused_ends_the_trial_as_out_of_memory(mailbox, member, order, trouble):
+    Tester.trouble = trouble
+    member().run(*begin(mailbox, order))
+    failure = mailbox.await_report(order, 1, 0.0)
+    assert failure.state == "out_of_memory" and type(trouble).__name__ in failure.reason
 
 
 def test_an_error_that_always_speaks_of_gloo_fails_the_trial_with_its_own_words(mailbox, member, order):
-    Tester.trouble = RuntimeError("my gloomy loss")
+    Tester.trouble = RuntimeError("my gloo loss")
     mailbox.await_report(order, 1, 0.0)
     for _ in range(2):  # max_failures is 1
         with pytest.raises(RuntimeError):
             member(world_size=2).run(*mailbox.next_order(None, 0.0))
     assert mailbox.next_order(None, 0.0) is None
-    assert "my gloomy loss" in mailbox.await_report(order, 1, 0.0).reason
+    assert "my gloo loss" in mailbox.await_report(order, 1, 0.0).reason
 
 
 def test_an_owner_out_of_reach_is_no_fault_of_the_trial(mailbox, member, order):

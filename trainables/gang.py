@@ -16,6 +16,7 @@ import datetime
 import functools
 import gc
 import logging
+import re
 import threading
 import time
 import traceback
@@ -149,10 +150,6 @@ class Gang:
             failure = Failure(state="failed", reason=reason, error=traceback.format_exc())
             self._fail(lease, failure)
             self._meet()
-        except torch.OutOfMemoryError as error:
-            self._fail(lease, out_of_memory(order, _first_line(error)))
-            if self.world_size > 1:
-                raise
         except StorageFailed as error:  # no fault of the trial's
             state: Literal["full", "away"] = "full" if error.full else "away"
             self._fail(lease, Moved(reason=str(error), storage=state))
@@ -162,11 +159,13 @@ class Gang:
             raise  # the owner is gone
         except Exception as error:
             reason = f"{type(error).__name__}: {_first_line(error)}"
-            if self.world_size > 1 and _peer_died(error):
+            if _lacks_memory(error):
+                self._fail(lease, out_of_memory(order, reason))
+            elif self.world_size > 1 and _peer_died(error):
                 # Not the trial's fault, as it seems: the next workers take it up again.
                 ray.get(self.owner.suspect.remote(lease, reason))
-                raise
-            self._fail(lease, Failure(state="failed", reason=reason, error=traceback.format_exc()))
+            else:
+                self._fail(lease, Failure(state="failed", reason=reason, error=traceback.format_exc()))
             if self.world_size > 1:
                 raise
         finally:
@@ -315,9 +314,14 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "")
 
 
+def _lacks_memory(error: Exception) -> bool:
+    """Whether memory was refused, on a GPU or a CPU (of which torch raises a plain RuntimeError)."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
 def _peer_died(error: Exception) -> bool:
     """Whether a collective broke because another worker is gone (gloo raises plain RuntimeErrors)."""
-    text = str(error).lower()
-    return isinstance(error, dist.DistError) or any(
-        word in text for word in ("gloo", "nccl", "connection closed by peer")
-    )
+    words = r"\b(ProcessGroup)?(gloo|nccl)\b|connection closed by peer"
+    return isinstance(error, dist.DistError) or bool(re.search(words, str(error), re.IGNORECASE))
