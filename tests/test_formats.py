@@ -1,8 +1,10 @@
 """Each layout as it really lies on disk, and what is wrong with it, named."""
 
 import csv
+import errno
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -10,7 +12,9 @@ import pytest
 from PIL import Image
 
 from trainables.captioning.data.formats import read_items
+from trainables.captioning.data.images import FileSource
 from trainables.captioning.data.items import Items, hashed_split
+from trainables.captioning.data.reading import split_of
 from trainables.captioning.settings import DataSettings
 from trainables.trial import SettingsError
 
@@ -94,6 +98,18 @@ class TestFlickr8k:
         assert "NAME,CAPTION" in bad["captions.txt:6"]
         assert "UTF-8" in bad["captions.txt:7"]
         assert dict(items.left_out) == {"a.jpg": "1 of its 2 captions are empty"}
+
+    @pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE])
+    def test_an_image_that_cannot_be_looked_at_now_is_not_bad(self, tmp_path, monkeypatch, number):
+        write(tmp_path / "captions.txt", "a.jpg,x\n")
+
+        def failing(path):
+            raise OSError(number, os.strerror(number), str(path))
+
+        monkeypatch.setattr(FileSource, "of", failing)
+        with pytest.raises(OSError, match=r"a\.jpg") as caught:
+            read("flickr8k", tmp_path)
+        assert caught.value.errno == number
 
     def test_official_lists_decide_and_what_is_in_none_is_left_out(self, tmp_path):
         pictures(tmp_path, "a.jpg", "b.jpg", "c.jpg", "d.jpg")
@@ -217,6 +233,14 @@ class TestImageFolder:
         assert captions(items) == {"images/a.png": ["a cat, asleep"], "images/b.png": ["one", "two"]}
         assert items.good[0].extra == {"tags": ["x"], "by": {"en": "cat", "de": "Katze"}}
 
+    def test_half_a_surrogate_pair_costs_its_character_or_its_image(self, folder):
+        with (folder / "metadata.jsonl").open("a") as file:
+            file.write('\n{"file_name": "\\ud83d.png", "text": "x"}')
+            file.write('\n{"file_name": "images/a.png", "text": "a dog \\ud83d"}')
+        items = read("imagefolder", folder)
+        assert captions(items)["images/a.png"] == ["a cat, asleep", "a dog ?"]
+        assert items.bad == [("?.png", "file is missing")]
+
     def test_a_dot_reaches_into_a_column(self, folder):
         items = read("imagefolder", folder, caption_column="by.de")
         assert captions(items) == {"images/a.png": ["Katze"], "images/b.png": ["Hund"]}
@@ -247,6 +271,14 @@ class TestImageFolder:
         assert splits(items) == {"train/a.png": "train", "validation/a.png": "val", "test/a.png": "test"}
         assert captions(items)["test/a.png"] == ["test"]
 
+    def test_classes_whose_names_begin_like_a_splits_are_none(self, tmp_path):
+        names = [f"{folder}/1.png" for folder in ("train station", "test_tubes", "dev-boards", "shoes")]
+        pictures(tmp_path, *names)
+        lines = [json.dumps({"file_name": name, "text": "x"}) for name in names]
+        write(tmp_path / "metadata.jsonl", "\n".join(lines))
+        items = read("imagefolder", tmp_path)
+        assert len(items.good) == 4 and items.left_out == []
+
     def test_without_a_validation_folder_a_tenth_of_the_training_validates(self, tmp_path):
         names = [f"train/{i}.png" for i in range(60)] + ["test/1.png"]
         pictures(tmp_path, *names)
@@ -266,7 +298,7 @@ class TestImageFolder:
 
     def test_one_image_in_two_splits_is_bad(self, tmp_path):
         for split in ("train", "val"):
-            write(tmp_path / f"captions_{split}.json", coco((1, "same.jpg", [split])))
+            write(tmp_path / f"captions_{split}2017_small.json", coco((1, "same.jpg", [split])))
         picture(tmp_path / "same.jpg")
         assert dict(read("coco", tmp_path).bad) == {"same.jpg": "is in several splits: train, val"}
 
@@ -329,6 +361,23 @@ class TestWebDataset:
             read("webdataset", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train", "train"),
+        ("Train2017", "train"),
+        ("train-00000-of-00010.tar", "train"),
+        ("val_2014", "val"),
+        ("dev.0003.tar", "val"),
+        ("testing", "test"),
+        ("test tubes", None),
+        ("trainers", None),
+    ],
+)
+def test_what_is_named_after_a_split(name, split):
+    assert split_of(name) == split
+
+
 class TestRefusals:
     def test_no_path(self):
         with pytest.raises(SettingsError, match="reads a folder"):
@@ -359,6 +408,7 @@ def test_hashed_splits_are_fixed_and_about_80_10_10():
     counts = [sum(hashed_split(f"{i}.jpg") == s for i in range(5000)) for s in ("train", "val", "test")]
     assert abs(counts[0] - 4000) < 120 and abs(counts[1] - 500) < 90 and abs(counts[2] - 500) < 90
     assert hashed_split("u\u0308.jpg") == hashed_split("\u00fc.jpg")
+    assert hashed_split("\udcfc.jpg") == "train", "Latin-1 in a tar"
     assert hashed_split("a\\b.jpg") == hashed_split("a/b.jpg")
 
 

@@ -21,6 +21,7 @@ def read_coco(reading: Reading) -> Iterator[Row]:
     for file in files:
         year = file.stem.removeprefix("captions_")  # captions_train2017.json describes train2017/
         reading.folders += [reading.root / year, reading.root / "images" / year]
+        split = None if alone else split_of(year.partition("_")[0])  # captions_train2017_small.json, too
         content = reading.json_with(file, "annotations")
         try:
             images = {image["id"]: image["file_name"] for image in content["images"]}
@@ -34,7 +35,7 @@ def read_coco(reading: Reading) -> Iterator[Row]:
         except (KeyError, TypeError) as error:
             raise SettingsError(reading.file_key, f"{file} is not a COCO caption file: no {error}") from error
         for id_, name in images.items():
-            yield Row(name, captions[id_], None if alone else split_of(year), {"image_id": id_})
+            yield Row(name, captions[id_], split, {"image_id": id_})
 
 
 def read_karpathy(reading: Reading) -> Iterator[Row]:

@@ -91,5 +91,5 @@ def with_validation(items: list[Item]) -> list[Item]:
 
 def _number(name: str) -> int:
     """From 0 to 2**64 - 1, equally likely."""
-    canonical = unicodedata.normalize("NFC", name.replace("\\", "/")).encode()
+    canonical = unicodedata.normalize("NFC", name.replace("\\", "/")).encode(errors="surrogatepass")
     return int.from_bytes(hashlib.blake2b(canonical, digest_size=8).digest(), "big")

@@ -108,14 +108,14 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
 
 def split_of(name: str) -> Split | None:
-    """The split that a file or folder is named after: train2017, val-0003.tar, dev."""
-    word = re.match(r"[a-z]*", name.lower())
-    return SPLIT_NAMES.get(word[0]) if word else None
+    """The split that a file or folder is named after, numbers or not: train2017, val-0-of-8.tar, dev."""
+    named = re.fullmatch(r"([a-z]+)([\d._-]|of)*", name.lower().removesuffix(".tar"))
+    return SPLIT_NAMES.get(named[1]) if named else None
 
 
 def text(value: Any) -> str:
-    """A caption as a string; what is not there is empty."""
-    return "" if value is None else str(value)
+    """A caption as a string; what is not there is empty, half a surrogate pair a question mark."""
+    return "" if value is None else str(value).encode("utf-8", "replace").decode()
 
 
 def texts(value: Any) -> list[str]:
