@@ -175,8 +175,9 @@ def test_its_python_lines_run_in_the_folder(tmp_path, monkeypatch, capsys):
         captioner.decoder.gru.hidden[0].weight *= 8  # as decided as a trained one
     save_artefact(captioner, tokenizer, tmp_path, max_tokens=7)
     write_onnx(captioner, tmp_path, max_tokens=7)
-    pixels = np.random.default_rng(0).integers(256, size=(40, 48, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "photo.jpg")
+    pixels = np.random.default_rng(0).integers(256, size=(40, 48, 4), dtype=np.uint8)
+    pixels[:, 8:, 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", "PNG")  # what is transparent is white
     expected = load_artefact(tmp_path).caption([tmp_path / "photo.jpg"])
     assert len(set(expected[0].split())) > 1
 

@@ -98,7 +98,7 @@ def _use(facts: Facts) -> str:
     text = f"In this folder, with Captune installed:\n\n{_python(WITH_CAPTUNE)}"
     if "graphs" in facts:
         text += (
-            "\n\nWith ONNX Runtime, Pillow and `tokenizers` alone, greedily "
+            "\n\nWith ONNX Runtime, Pillow and `tokenizers` alone, greedily, for images of 8 bits a channel "
             f"(names and shapes of the tensors stand in the graphs):\n\n{_python(WITH_ONNX_RUNTIME)}"
         )
     if any(each["way"] == INT8_GRAPHS for each in facts.get("graphs", ())):

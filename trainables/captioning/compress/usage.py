@@ -22,8 +22,9 @@ def run(session, inputs):
 
 encoder, step = InferenceSession("encoder.onnx"), InferenceSession("decoder_step.onnx")
 facts = {name: int(value) for name, value in step.get_modelmeta().custom_metadata_map.items()}
-image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
-image = ImageOps.fit(image, (facts["image_size"], facts["image_size"]))
+image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGBA")
+image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+image = ImageOps.fit(image.convert("RGB"), (facts["image_size"], facts["image_size"]))
 
 state = run(encoder, {"images": np.asarray(image)[np.newaxis]})
 token, caption = facts["bos"], []
