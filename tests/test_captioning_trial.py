@@ -10,6 +10,7 @@ from PIL import Image
 
 from search_spaces import Int
 from trainables.captioning import shipped
+from trainables.captioning.checkpoint import load_state
 from trainables.captioning.compress.artefact import load_artefact
 from trainables.captioning.compress.measure import COST
 from trainables.captioning.data.loader import eval_batches, eval_images
@@ -169,6 +170,19 @@ def test_a_full_evaluation_tells_quality_and_cost(data):
     assert set(full) - set(light) == {"bleu4", "rouge_l", "cider", "compression_ratio", *COST}
     assert all(math.isfinite(value) for value in full.values())
     assert captioning.evaluate(full=True)["latency_ms"] == full["latency_ms"]  # measured once
+
+
+def test_a_trial_that_moves_keeps_the_processor_of_its_latency(data, tmp_path, monkeypatch):
+    for number, name in enumerate(["first", "second"]):
+        monkeypatch.setattr("trainables.captioning.trial.processor", lambda name=name: name)
+        captioning = trial(data)
+        if number:
+            captioning.load(tmp_path / "first")
+        captioning.evaluate(full=True)
+        (tmp_path / name).mkdir()
+        captioning.save(tmp_path / name)
+        facts = load_state(tmp_path / name).facts
+        assert facts["hardware"] == "first" and facts["torch"] == torch.__version__
 
 
 @pytest.mark.parametrize("method", ["int8", "low_rank", "prune", "share"])

@@ -127,6 +127,8 @@ class Captioning:
         self.epoch = 0
         self.compressed = False
         self.measured: Metrics = {}
+        self.measured_on: dict[str, str] = {}
+        """Processor and version of torch, for the card: a trial may move."""
         self.quality: Metrics = {}
 
     def train_epoch(self) -> Metrics:
@@ -203,8 +205,7 @@ class Captioning:
             quality=self.quality,
             facts={
                 "trial": self.context.trial_id,
-                "torch": torch.__version__,
-                "hardware": processor(),
+                **self.measured_on,
                 "data": shipped.data_facts(self.data, self.context.data["format"]),
             },
         )
@@ -232,6 +233,7 @@ class Captioning:
             self.features = None
         self.trainer.load_state_dicts(checkpoint.load_training(folder))
         self.epoch, self.measured, self.quality = state.epoch, state.measured, state.quality
+        self.measured_on = {name: state.facts[name] for name in ("hardware", "torch") if name in state.facts}
 
     def close(self) -> None:
         """Let go of the model and the optimizer; prepared data stays open for the next trial."""
@@ -296,5 +298,6 @@ class Captioning:
                 longest = self.data.tokens.shape[1] - 1
                 cost = {**measure(shipped, image_size=self.data.images.shape[1], max_tokens=longest)}  # type: ignore[dict-item]
             self.measured = collective.agree(cost, COST, self.device)
+            self.measured_on = {"hardware": processor(), "torch": torch.__version__}
         self.measured |= size
         return dict(self.measured)
