@@ -288,7 +288,7 @@ def trainer(data, captioner, teacher=None, epochs=1):
         max_epochs=epochs,
         device=CPU,
     )
-    worker.replace(captioner, teacher)
+    worker.teacher = teacher
     return worker
 
 

@@ -205,10 +205,12 @@ def test_fp16_overflow_now_and_then_is_not_divergence_but_for_ever_is(data):
     worker = trainer(data, small(), "fp16")
     worker.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)  # overflows until it has halved enough
     assert math.isfinite(epoch(worker, data)["train_loss"])
-    worker = trainer(data, small(batch_size=4), "fp16")
+    worker = trainer(data, small(), "fp16", epochs=20)
+    assert worker.steps_per_epoch < 20
     worker.captioner.decoder.output.weight.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(TrialDiverged, match="overflowed in 20 steps"):
-        epoch(worker, data)
+        for number in range(20):
+            epoch(worker, data, number)
 
 
 def test_clipping_bounds_the_update(data):

@@ -79,18 +79,17 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.replace(captioner)
 
-    def replace(self, captioner: Captioner, teacher: TeacherOutputs | None = None) -> None:
-        """Train `captioner` from now on, with a new optimizer; the learning-rate schedule goes on.
-
-        With a `teacher` its answers count with a weight of `compression.distil_weight`, the captions with
-        what remains.
-        """
+    def replace(self, captioner: Captioner) -> None:
+        """Train `captioner` from now on, with a new optimizer; the learning-rate schedule goes on."""
         self.captioner = captioner
-        self.teacher = teacher
+        self.teacher: TeacherOutputs | None = None
+        """Its answers count with `compression.distil_weight`, the captions with what remains."""
         self.attention: TeacherAttention | None = None
         """Where the teacher's encoder looks; counts with `compression.attention_weight`."""
         self.steps_done = 0
         """Of an epoch that was broken off."""
+        self.skipped = 0
+        """Steps in a row, perhaps over several epochs, whose fp16 gradients overflowed."""
         self._total = torch.zeros(len(_TALLY), dtype=torch.float64)  # of these steps
         self.parameters = [p for p in captioner.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(captioner, self.settings)
@@ -146,7 +145,7 @@ class Trainer:
         begin = time.perf_counter()
         stopwatch = _Stopwatch()
         window = torch.zeros(len(_TALLY), dtype=torch.float64, device=self.device)
-        skipped = captions = 0
+        captions = 0
         first, last = epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch - 1
         left = itertools.islice(stopwatch.waiting(steps), self.steps_done, None)
         for step, share in enumerate(left, start=first + self.steps_done):
@@ -154,10 +153,10 @@ class Trainer:
             set_learning_rate(self.optimizer, factor)
             captions += share.captions
             window += self._accumulate(share)
-            skipped = 0 if self._update(window) else skipped + 1
-            if skipped == _MOST_SKIPPED:
+            self.skipped = 0 if self._update(window) else self.skipped + 1
+            if self.skipped == _MOST_SKIPPED:
                 raise TrialDiverged(
-                    f"fp16 gradients overflowed in {skipped} steps in a row, up to step {step + 1}"
+                    f"fp16 gradients overflowed in {self.skipped} steps in a row, up to step {step + 1}"
                 )
             if (step + 1) % _CHECK_STEPS == 0 or step == last:
                 window[-1] = leaving()
