@@ -394,6 +394,7 @@ def test_a_compressed_encoder_sees_the_images_once_for_all_trials(data, monkeypa
     [
         ({"formt": "shapes"}, {}, {}, ("data", "formt"), "did you mean format"),
         ({"image_size": 4}, {}, {}, ("data", "image_size"), "16"),
+        ({"seed": -1}, {}, {}, ("data", "seed"), "greater than or equal to 0"),
         ({"format": "coco"}, {}, {}, ("data", "path"), "folder"),
         ({"path": "/tmp"}, {}, {}, ("data", "path"), "leave the path out"),
         ({}, {"droput": 0.1}, {}, ("model", "droput"), "did you mean dropout"),

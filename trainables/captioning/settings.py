@@ -33,7 +33,7 @@ class DataSettings(_Strict):
     """Column of the caption in `imagefolder` metadata; a list there means several captions."""
     size: Annotated[int, Field(ge=10)] = 600
     """Number of images that `shapes` draws."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the `shapes` generator."""
     image_size: Annotated[int, Field(ge=16, le=1024)] = 224
     """Side of the square that images are resized and centre-cropped to, in pixels."""

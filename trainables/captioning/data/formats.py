@@ -6,6 +6,7 @@ image, finds its file, and gives it its split. Which images decode, `cache.py` f
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -80,10 +81,12 @@ def _merged(rows: list[Row], reading: Reading) -> list[Item]:
         merged.setdefault(row.name, []).append(row)
     there = {row.split for row in rows}
     split_by = _splitter(there)
+    # Words are all that the tokenizer `word` reads: "..." would teach the captioner to say nothing.
+    said = re.compile(r"\w" if reading.data.tokenizer == "word" else r"\S")
     good: list[Item] = []
     for name, pieces in merged.items():
         captions = [caption.strip() for piece in pieces for caption in piece.captions]
-        kept = tuple(caption for caption in captions if caption)
+        kept = tuple(caption for caption in captions if said.search(caption))
         named = {piece.split for piece in pieces}
         if not kept:
             reading.bad.append((name, "its captions are empty" if captions else "no caption"))

@@ -80,11 +80,12 @@ def _check_column(records: list[dict[str, Any]], reading: Reading) -> None:
     column = reading.data.caption_column
     values = [_value(record, column) for record in records]
     said = [value for value in values if value is not None]
-    if records and (not said or isinstance(said[0], dict)):
-        wrong = "is an object" if said else "is in no record"
+    first = said[0] if said and isinstance(said[0], list) else said[:1]
+    if records and (not said or isinstance(next(iter(first), None), dict)):
+        wrong = "holds objects" if said else "is in no record"
         names = [key for key, value in records[0].items() if isinstance(value, str | list)]
         names += [f"{key}.{k}" for key, value in records[0].items() if isinstance(value, dict) for k in value]
-        names = [name for name in names if name != "file_name"]
+        names = [name for name in names if name not in ("file_name", column)]
         raise SettingsError(
             ("data", "caption_column"),
             f"column {column!r} {wrong}{nearest(column, names)} (columns: {', '.join(names)})",

@@ -114,8 +114,9 @@ def split_of(name: str) -> Split | None:
 
 
 def text(value: Any) -> str:
-    """A caption as a string; what is not there is empty, half a surrogate pair a question mark."""
-    return "" if value is None else str(value).encode("utf-8", "replace").decode()
+    """A caption as a string; what is none is empty, half a surrogate pair a question mark."""
+    none = value is None or isinstance(value, dict | list)
+    return "" if none else str(value).encode("utf-8", "replace").decode()
 
 
 def texts(value: Any) -> list[str]:

@@ -39,14 +39,11 @@ def read_webdataset(reading: Reading) -> Iterator[Row]:
             columns = (reading.data.caption_column, "caption", "captions")
             column = next((column for column in columns if column in record), "")
             value = record.pop(column, None)
-            captions = (
-                _bytes(members[".txt"]).decode(errors="replace").split("\n") if ".txt" in members else None
-            )
+            lines = _bytes(members[".txt"]).decode(errors="replace").split("\n") if ".txt" in members else []
+            captions = [line for line in lines if line.strip()] or texts(value)
             name = f"{place.with_suffix('')}/{key}" if key in seen else key
             seen.add(key)
-            yield Row(
-                name, [c for c in captions if c.strip()] if captions else texts(value), split, record, source
-            )
+            yield Row(name, captions, split, record, source)
 
 
 def _samples(shard: Path, reading: Reading) -> Iterator[tuple[str, dict[str, FileSource]]]:
