@@ -62,7 +62,12 @@ def test_a_share_is_a_share_of_them_and_the_same_again(data):
     changed = (half.tokens[train] != data.tokens[train]).any(1).sum()
     assert changed == pytest.approx(len(train) / 2, abs=1)
     assert np.array_equal(half.tokens, again.tokens) and np.array_equal(half.lengths, again.lengths)
-    assert np.array_equal(told(data, teacher, 0.0).tokens, data.tokens)
+    words = [text for texts in half.captions for text in texts]
+    ids = [row[1 : length + 1].tolist() for row, length in zip(half.tokens, half.lengths, strict=True)]
+    assert data.tokenizer.encode(words, half.tokens.shape[1] - 1) == ids, "told of sides by the same captions"
+    assert [len(texts) for texts in half.captions] == [len(texts) for texts in data.captions]
+    none = told(data, teacher, 0.0)
+    assert np.array_equal(none.tokens, data.tokens) and none.captions == data.captions
 
 
 def test_captions_are_written_once_and_by_another_teacher_or_search_anew(data, monkeypatch):

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from trainables.captioning.compress.teacher import fingerprint
 from trainables.captioning.data.cache import CaptionData
@@ -56,13 +57,25 @@ def with_teacher_captions(
     tokens, lengths = data.tokens.copy(), data.lengths.copy()
     tokens[chosen] = by_image[data.caption_image[chosen]]
     lengths[chosen] = (tokens[chosen, 1:] != PAD).sum(1)
-    return replace(data, tokens=tokens, lengths=lengths, key=f"{data.key}-{folder.name}-{share!r}")
+    key = f"{data.key}-{folder.name}-{share!r}"
+    return replace(data, tokens=tokens, lengths=lengths, captions=_in_words(data, by_image, chosen), key=key)
+
+
+def _in_words(data: CaptionData, by_image: NDArray[np.int32], chosen: NDArray[np.int64]) -> list[list[str]]:
+    """`data.captions` with the teacher's as the `chosen`: they tell whether an image may be mirrored."""
+    train = data.splits["train"].tolist()
+    said = dict(zip(train, data.tokenizer.decode(by_image[train, 1:].tolist()), strict=True))
+    captions = [list(texts) for texts in data.captions]
+    first = np.searchsorted(data.caption_image, np.arange(len(captions)))
+    for caption, image in zip(chosen.tolist(), data.caption_image[chosen].tolist(), strict=True):
+        captions[image][caption - first[image]] = said[image]
+    return captions
 
 
 @torch.no_grad()
 def _written(
     data: CaptionData, teacher: Captioner, features: Features, device: torch.device
-) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
+) -> NDArray[np.int32]:
     """int32 [N, T + 1]: the teacher's caption of every training image, as in `CaptionData.tokens`."""
     longest = data.tokens.shape[1] - 1
     tokens = np.full((len(data.names), longest + 1), PAD, dtype=np.int32)
