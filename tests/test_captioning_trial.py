@@ -212,6 +212,7 @@ def test_what_is_exported_captions_files_as_the_trial_did(data, tmp_path, method
     assert captioning.data.tokenizer.decode(ids) == [first]
     config = json.loads((tmp_path / "best" / "config.json").read_text())
     assert config["facts"]["epoch"] == 6 and config["facts"]["cost"]["size_mb"] > 0
+    assert config["facts"]["data"]["tokenizer"] == "word"
 
 
 def test_a_ratio_out_of_reach_is_refused_before_anything_is_trained(data):

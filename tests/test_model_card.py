@@ -16,7 +16,6 @@ from trainables.captioning.model.captioner import Captioner
 from trainables.captioning.settings import METHODS, Compression, Settings
 
 FACTS = {
-    "name": "birds",
     "trial": "00042",
     "epoch": 7,
     "metrics": {"cider": 0.31187, "val_loss": 3.25},
@@ -63,7 +62,7 @@ def test_what_is_known_is_told_where_it_belongs():
     card = model_card(Settings(), FACTS)
     head, rest = re.fullmatch(r"---\n(.*?)\n---\n(.*)", card, re.S).groups()
     assert yaml.safe_load(head)["pipeline_tag"] == "image-to-text"
-    assert "# birds" in rest and "Trial 00042. Epochs: 7." in rest
+    assert "# Captions for images" in rest and "Trial 00042. Epochs: 7." in rest
     data = section(card, "Training data")
     assert "| train | 12,753 | 63,765 |" in data and "| val | 113 |  |" in data
     assert all(told in data for told in ("`flickr8k`", "1,234 tokens", "`word`", "`abc123`"))

@@ -1,7 +1,7 @@
 """BLEU-4, ROUGE-L and CIDEr-D of generated captions, with the definitions of the COCO evaluation.
 
 BLEU is sacrebleu's. ROUGE-L and CIDEr-D are computed here in numpy over all captions at once and equal
-pycocoevalcap's. Knows strings only: who generated them, and when, is `train.py`'s business.
+pycocoevalcap's. Knows strings only: who generated them, and when, is `evaluate.py`'s business.
 
 Tokenisation, of candidates and references alike: Unicode NFC, lower case, words are runs of characters
 that are neither space nor punctuation; hyphens and apostrophes inside a word stay (`t-shirt`), English

@@ -15,7 +15,7 @@ from trainables.captioning.compress.onnx_graphs import DECODER_STEP, write_onnx
 from trainables.captioning.compress.onnx_int8 import DECODER_STEP_INT8, ENCODER_INT8, write_int8
 from trainables.captioning.data import cache
 from trainables.captioning.data.cache import CaptionData
-from trainables.captioning.settings import Settings
+from trainables.captioning.settings import DataSettings, Settings
 from trainables.captioning.shrinking import Shrinking
 from trainables.trial import Metrics, SettingsError
 
@@ -91,14 +91,15 @@ def caption(folder: Path, images: Sequence[Path]) -> list[str]:
     return load_artefact(folder).caption(list(images))
 
 
-def data_facts(data: CaptionData, layout: str) -> DataFacts:
+def data_facts(data: CaptionData, settings: DataSettings) -> DataFacts:
     """What a card says of the data that a captioner was trained on."""
     return {
-        "format": layout,
+        "format": settings.format,
         "key": data.key,
         "images": {split: len(images) for split, images in data.splits.items()},
         "captions": {split: len(data.captions_of(split)) for split in data.splits},
         "vocabulary_size": data.tokenizer.vocabulary_size,
+        "tokenizer": settings.tokenizer,
     }
 
 

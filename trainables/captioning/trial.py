@@ -206,7 +206,7 @@ class Captioning:
             facts={
                 "trial": self.context.trial_id,
                 **self.measured_on,
-                "data": shipped.data_facts(self.data, self.context.data["format"]),
+                "data": shipped.data_facts(self.data, check.read_data_settings(self.context.data)),
             },
         )
         checkpoint.save_checkpoint(

@@ -36,8 +36,6 @@ class DataFacts(TypedDict, total=False):
 class Facts(TypedDict, total=False):
     """What is known of a captioner besides its settings. Every key may be missing."""
 
-    name: str
-    """Of the experiment."""
     trial: str
     """Its id in the experiment's tables."""
     epoch: int
@@ -76,9 +74,8 @@ def model_card(settings: Settings, facts: Facts) -> str:
         "Settings": _settings(settings),
     }
     head = "---\npipeline_tag: image-to-text\ntags: [image-captioning, captune]\nlicense: unknown\n---\n"
-    title = f"# {facts.get('name', 'captioner')}: captions for images"
     body = "\n\n".join(f"## {name}\n\n{text}" for name, text in sections.items())
-    return f"{head}\n{title}\n\n{_origin(facts)}\n\n{body}\n"
+    return f"{head}\n# Captions for images\n\n{_origin(facts)}\n\n{body}\n"
 
 
 def _origin(facts: Facts) -> str:
@@ -243,7 +240,6 @@ _METRICS = {
     "rouge_l": "ROUGE-L of generated captions, 0 to 1 (Lin 2004)",
     "val_loss": "mean negative log-likelihood per token, nats",
     "token_accuracy": "share of tokens predicted right, 0 to 1",
-    "train_loss": "mean loss per training token, nats",
 }
 _COST = {
     "params": "weights",

@@ -1,8 +1,8 @@
 """Prepared data: decoded and tokenised once per machine, then memory-mapped by every worker of every trial.
 
-`prepare` is the way in. Two stores (`store.py`) lie behind it: the images, keyed by what the image files are,
-and the captions, keyed by everything else too, so that another vocabulary does not decode again. Reading
-layouts is left to `formats.py`, batches to `loader.py`.
+`prepare` is the way in. Two folders (`machine_cache.py`) lie behind it: the images, keyed by what the image
+files are, and the captions, keyed by everything else too, so that another vocabulary does not decode again.
+Reading layouts is left to `formats.py`, batches to `loader.py`.
 """
 
 from __future__ import annotations
@@ -48,8 +48,6 @@ class CaptionData:
     """[N], unique."""
     captions: list[list[str]]
     """[N], one or more each, as written."""
-    extra: list[dict[str, Any]]
-    """[N], further columns of the metadata."""
     splits: dict[str, NDArray[np.int64]]
     """Indices of images under "train", "val", "test"; sorted; the first two are never empty."""
     tokens: NDArray[np.int32]
@@ -120,7 +118,7 @@ def prepare(data: DataSettings, *, progress: bool = False, cores: int | None = N
 
     text_settings = [data.tokenizer, data.vocabulary_size, data.min_frequency, data.max_caption_tokens]
     text_settings += [BPE_VERSION] if data.tokenizer == "bpe" else []
-    key = _key(image_key, text_settings, *([i.name, i.captions, i.split, i.extra] for i in good))
+    key = _key(image_key, text_settings, *([i.name, i.captions, i.split] for i in good))
     texts = folder / f"captions-{key}"
     build_once(texts, lambda aside: _write_captions(aside, good, data))
 
@@ -131,7 +129,6 @@ def prepare(data: DataSettings, *, progress: bool = False, cores: int | None = N
         images=np.memmap(pictures / "images.u8", dtype=np.uint8, mode="r", shape=shape),
         names=[item.name for item in good],
         captions=[list(item.captions) for item in good],
-        extra=[item.extra for item in good],
         splits={split: np.flatnonzero(splits == split) for split in SPLITS},
         tokens=np.load(texts / "tokens.npy", mmap_mode="r"),
         lengths=np.load(texts / "lengths.npy"),

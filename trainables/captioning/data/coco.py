@@ -35,7 +35,7 @@ def read_coco(reading: Reading) -> Iterator[Row]:
         except (KeyError, TypeError) as error:
             raise SettingsError(reading.file_key, f"{file} is not a COCO caption file: no {error}") from error
         for id_, name in images.items():
-            yield Row(name, captions[id_], split, {"image_id": id_})
+            yield Row(name, captions[id_], split)
 
 
 def read_karpathy(reading: Reading) -> Iterator[Row]:
@@ -51,5 +51,4 @@ def read_karpathy(reading: Reading) -> Iterator[Row]:
         if split not in SPLIT_NAMES:
             reading.bad.append((name, f"split must be one of {', '.join(SPLIT_NAMES)}, but got {split!r}"))
             continue
-        extra = {key: image[key] for key in ("imgid", "cocoid") if key in image}
-        yield Row(name, captions, SPLIT_NAMES[split], extra)
+        yield Row(name, captions, SPLIT_NAMES[split])

@@ -109,8 +109,7 @@ def _merged(rows: list[Row], reading: Reading) -> list[Item]:
             continue
         if empty := len(captions) - len(kept):
             reading.left_out.append((name, f"{empty} of its {len(captions)} captions are empty"))
-        extra = {key: value for piece in reversed(pieces) for key, value in piece.extra.items()}
-        good.append(Item(name=name, source=source, captions=kept, split=split, extra=extra))
+        good.append(Item(name=name, source=source, captions=kept, split=split))
     return good if "val" in there else with_validation(good)
 
 

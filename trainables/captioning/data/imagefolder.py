@@ -14,7 +14,7 @@ from trainables.trial import SettingsError
 
 
 def read_imagefolder(reading: Reading) -> Iterator[Row]:
-    """One row per record: `file_name`, the caption column, and the other columns as they are.
+    """One row per record: `file_name` and the caption column.
 
     A split is taken from the first folder of a file's name where it is called train, validation or test.
     """
@@ -29,14 +29,13 @@ def read_imagefolder(reading: Reading) -> Iterator[Row]:
     ]
     _check_column([record for _, _, record in records], reading)
     for place, folder, record in records:
-        name = text(record.pop("file_name", "")).strip().replace("\\", "/")
+        name = text(record.get("file_name")).strip().replace("\\", "/")
         if not name:
             reading.bad.append((place, "has no file_name"))
             continue
         value = _value(record, reading.data.caption_column)
-        record.pop(reading.data.caption_column, None)
         name = folder + name
-        yield Row(name, texts(value), split_of(name.split("/")[0]) if "/" in name else None, record)
+        yield Row(name, texts(value), split_of(name.split("/")[0]) if "/" in name else None)
 
 
 def _records(file: Path, reading: Reading) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -122,9 +122,6 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        # A colour key (PNG tRNS) makes the mode RGB transparent too.
-        return _over_white(image) if "transparency" in image.info else image
     if image.mode.startswith(("I", "F")):  # more than 8 bits a channel: convert() would clip, not scale
         values = np.nan_to_num(np.asarray(image, dtype=np.float64))
         peak = float(values.max(initial=0))
@@ -137,9 +134,9 @@ def _rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray((values.clip(0) * (255 / full)).round().clip(0, 255).astype(np.uint8)).convert(
             "RGB"
         )
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+    if image.has_transparency_data:
         return _over_white(image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _over_white(image: Image.Image) -> Image.Image:

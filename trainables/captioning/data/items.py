@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -59,8 +59,6 @@ class Item:
     captions: tuple[str, ...]
     """At least one; stripped, none empty."""
     split: Split
-    extra: dict[str, Any] = field(default_factory=dict)
-    """Further columns of the metadata, as JSON values."""
 
 
 @dataclass(frozen=True, kw_only=True)

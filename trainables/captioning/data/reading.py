@@ -25,7 +25,6 @@ class Row:
     name: str
     captions: list[str]
     split: Split | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
     source: Source | None = None
     """None: the file `name` in one of the folders."""
 

@@ -16,7 +16,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ti
 
 
 def read_webdataset(reading: Reading) -> Iterator[Row]:
-    """One row per sample: captions from KEY.txt (one a line), else from KEY.json; KEY.json's rest is kept.
+    """One row per sample: captions from KEY.txt (one a line), else from KEY.json.
 
     A split is taken from the name of the shard or its folder (train-0000.tar, val/0000.tar). A key that an
     earlier shard has too is told apart by its shard's name.
@@ -37,13 +37,12 @@ def read_webdataset(reading: Reading) -> Iterator[Row]:
                 continue
             record = _record(members.get(".json"), f"{place}:{key}", reading)
             columns = (reading.data.caption_column, "caption", "captions")
-            column = next((column for column in columns if column in record), "")
-            value = record.pop(column, None)
+            value = next((record[column] for column in columns if column in record), None)
             lines = _bytes(members[".txt"]).decode(errors="replace").split("\n") if ".txt" in members else []
             captions = [line for line in lines if line.strip()] or texts(value)
             name = f"{place.with_suffix('')}/{key}" if key in seen else key
             seen.add(key)
-            yield Row(name, captions, split, record, source)
+            yield Row(name, captions, split, source)
 
 
 def _samples(shard: Path, reading: Reading) -> Iterator[tuple[str, dict[str, FileSource]]]:
@@ -75,6 +74,6 @@ def _record(source: FileSource | None, place: str, reading: Reading) -> dict[str
     try:
         record = json.loads(_bytes(source))
     except ValueError as error:
-        reading.left_out.append((f"{place}.json", f"is not JSON, its columns are lost: {error}"))
+        reading.left_out.append((f"{place}.json", f"is not JSON: {error}"))
         return {}
-    return record if isinstance(record, dict) else {"json": record}
+    return record if isinstance(record, dict) else {}

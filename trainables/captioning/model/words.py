@@ -3,7 +3,7 @@
 They may be one (`tie_embeddings`: Press & Wolf 2017; Inan et al. 2017). A tied matrix is a parameter of one
 module that both sides call, not one tensor under two names: so it is counted, saved, averaged over workers
 and compressed once, and nobody else has to know. What is computed between the two is the decoders' business,
-how the matrix becomes int8 that of `compress/int8.py`.
+how the matrix becomes int8 that of `compress/arithmetic.py`.
 """
 
 from __future__ import annotations
