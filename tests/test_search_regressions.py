@@ -9,7 +9,7 @@ from search_spaces import Choice, Float, Int, Space
 from tuning.events import TrialEnded, TrialStarted
 from tuning.experiment import Experiment
 from tuning.search.population_proposers import CmaEs
-from tuning.search.proposers import Grid, Random
+from tuning.search.proposers import Grid, Proposal, Random
 from tuning.search.searcher import Searcher
 from tuning.simulation.simulator import simulate
 
@@ -30,7 +30,7 @@ def test_the_unit_of_a_whole_number_on_a_log_scale_leads_back_to_it(low, span, d
 def test_a_grid_loses_nothing_to_start_configurations():
     space = Space({"c": Choice(["a", "b", "c", "d"])})
     searcher = Searcher(
-        path=None, name="s", space=space, modes=["max"], proposer=Grid(space, 0), start=[{"c": "a"}]
+        path=None, name="s", space=space, modes=["max"], proposer=Grid(space, 0), start=[Proposal({"c": "a"})]
     )
     seen = []
     while (suggestion := searcher.suggest()) is not None:

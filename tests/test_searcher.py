@@ -252,9 +252,10 @@ def test_a_paused_trial_of_an_earlier_run_goes_on_under_its_name(tmp_path):
 
 def test_start_configurations_come_first_and_are_completed(tmp_path):
     start = [{"method": "low_rank", "x": 0.5}, {"method": "none"}, {"lr": 0.01}]
-    searcher = open_searcher(tmp_path, start=start)
+    first = [Proposal(config) for config in start]
+    searcher = open_searcher(tmp_path, start=first)
     suggested = [searcher.suggest().config for _ in range(2)]
-    searcher = open_searcher(tmp_path, start=start)  # not over again after a restart
+    searcher = open_searcher(tmp_path, start=first)  # not over again after a restart
     suggested += [searcher.suggest().config for _ in range(2)]
     drawn = [Random(SPACE, 0).propose(number, []).config for number in range(4)]
     assert all(SPACE.contains(config) for config in suggested)
@@ -268,7 +269,7 @@ def test_start_configurations_come_first_and_are_completed(tmp_path):
 def test_start_configurations_run_also_where_the_proposer_has_no_more(tmp_path):
     space = Space({"c": Choice(["a", "b"])})
     searcher = open_searcher(
-        tmp_path, space=space, proposer=Grid(space, 0), start=[{"c": "a"}, {"c": "a"}, {"c": "b"}]
+        tmp_path, space=space, proposer=Grid(space, 0), start=[Proposal({"c": c}) for c in "aab"]
     )
     assert [searcher.suggest().config["c"] for _ in range(3)] == ["a", "a", "b"]
     assert searcher.suggest() is None

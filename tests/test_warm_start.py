@@ -9,9 +9,10 @@ from recorded import describe, record
 
 from tuning.experiment import Search
 from tuning.experiment_file import ExperimentError
+from tuning.search.earlier import keep, kept
 from tuning.search.proposers import Observed
 from tuning.search.ranking import Standing
-from tuning.search.strategies import make_proposer
+from tuning.search.strategies import make_proposer, open_strategy
 from tuning.search.warm_start import earlier_trials
 
 RATE = {"learning_rate": {"float": [1e-4, 1e-1], "log": True}}
@@ -22,10 +23,17 @@ METHOD = {
 }
 
 
-def start(tmp_path, *sources, **changes):
+def take(tmp_path, *sources, **changes):
     return earlier_trials(
         describe(tmp_path, search={"from": list(sources or ["earlier"])}, **changes), tmp_path
     )
+
+
+def start(tmp_path, *sources, **changes):
+    """Of sources whose figures count: the trials and the lines."""
+    earlier = take(tmp_path, *sources, **changes)
+    assert not earlier.first
+    return earlier.trials, earlier.lines
 
 
 def test_results_are_taken_at_the_epochs_that_the_new_experiment_evaluates_in_full(tmp_path):
@@ -58,14 +66,71 @@ def test_what_the_earlier_experiment_fixed_is_known(tmp_path):
     assert "width is 64 as it was fixed there" in line
 
 
-def test_settings_that_are_not_the_same_are_named(tmp_path):
-    earlier = describe(tmp_path, name="earlier", data={"size": 600}, model={"noise": 0.1, "depth": 2})
-    record(earlier, [({"learning_rate": 1e-3}, [1], "stopped")])
-    _, (line,) = start(tmp_path, data={"size": 1200}, model={"noise": 0.2})
-    assert (
-        line
-        == "from earlier: 1 of 1 trials; learning_rate matched; data.size, model.noise not the same there"
+BEST_FIRST = "its best come first, its figures do not count"
+
+
+def test_where_settings_are_not_the_same_the_best_come_first_and_figures_do_not_count(tmp_path):
+    def trials(*rates):  # the fourth trained longest, the second has the best figure, the last diverged
+        states = [[1], [9], [5], [1, 2, 3], [9]]
+        return [
+            ({"learning_rate": rate}, figures, "stopped") for rate, figures in zip(rates, states, strict=True)
+        ] + [({"learning_rate": 0.09}, [99], "diverged")]
+
+    for name, scale in (("one", 1e-3), ("two", 1e-2)):
+        earlier = describe(tmp_path, name=name, data={"size": 600}, model={"noise": 0.1, "depth": 2})
+        record(earlier, trials(*(scale * n for n in (1, 2, 3, 4, 2))))
+    changes = {"data": {"size": 1200}, "model": {"noise": 0.2}}
+    earlier = take(tmp_path, "one", "two", **changes)
+    assert [(each.config, each.why) for each in earlier.first] == [
+        ({"learning_rate": 4e-3}, "number 1 of one"),
+        ({"learning_rate": 4e-2}, "number 1 of two"),
+        ({"learning_rate": 2e-3}, "number 2 of one"),
+        ({"learning_rate": 2e-2}, "number 2 of two"),
+    ]
+    assert not earlier.trials
+    told = f"6 of 6 trials; learning_rate matched; data.size, model.noise not the same there: {BEST_FIRST}"
+    assert earlier.lines == [f"from {name}: {told}" for name in ("one", "two")]
+    best = [each.config["learning_rate"] for each in take(tmp_path, "one", **changes).first]
+    assert best == [4e-3, 2e-3, 3e-3, 1e-3], "no configuration twice"
+
+
+def test_what_was_searched_there_and_is_fixed_here_makes_another_model(tmp_path):
+    trials = [({"learning_rate": 1e-3, "width": 64}, [1], "stopped")]
+    record(describe(tmp_path, name="earlier", search_space=RATE | WIDTH), trials)
+    earlier = take(tmp_path, model={"width": 32})
+    assert f"model.width not the same there: {BEST_FIRST}" in earlier.lines[0]
+    assert [each.config for each in earlier.first] == [{"learning_rate": 1e-3}]
+
+
+def test_configurations_of_others_begin_and_the_search_goes_on(tmp_path):
+    record(
+        describe(tmp_path, name="earlier", data={"size": 600}), [({"learning_rate": 1e-3}, [1], "stopped")]
     )
+    search = {"algorithm": "auto", "from": ["earlier"], "start": [{"learning_rate": 2e-3}]}
+    described = describe(tmp_path, search=search)
+    searcher, _ = open_strategy(described, path=None, earlier=earlier_trials(described, tmp_path))
+    rates = [searcher.suggest().config["learning_rate"] for _ in range(3)]
+    assert rates[:2] == [2e-3, 1e-3] and rates[2] not in rates[:2]
+    assert [each.why for each in searcher.observed[:2]] == ["number 1 of search.start", "number 1 of earlier"]
+
+
+def test_what_was_taken_is_kept_whatever_becomes_of_the_source(tmp_path):
+    constraints = [{"metric": "size_mb", "max": 10.0}]
+    figures = [{"score": 1, "size_mb": 15.0}, {"score": math.nan, "size_mb": 1.0}, {"score": 3}]
+    for name, size in (("same", 1), ("other", 2)):
+        earlier = describe(tmp_path, name=name, data={"size": size}, search_space=RATE | METHOD)
+        trials = [({"learning_rate": 1e-3, "method": None}, figures, "stopped")]
+        record(
+            earlier, [*trials, ({"learning_rate": 1e-2, "method": "low_rank", "ratio": 0.5}, [], "failed")]
+        )
+    new = {"data": {"size": 1}, "search_space": RATE | METHOD, "constraints": constraints}
+    described = describe(tmp_path, search={"from": ["same", "other"]}, **new)
+    taken = earlier_trials(described, tmp_path)
+    assert taken.trials and taken.first and kept(described) is None
+    described.folder.mkdir()
+    keep(taken, described)
+    assert kept(described) == taken
+    assert kept(describe(tmp_path, search={"from": ["same"]}, **new)) is None
 
 
 def test_trials_outside_the_new_domains_are_left_out(tmp_path):
@@ -132,12 +197,10 @@ def test_a_bare_table_tells_of_the_best_epoch_only(tmp_path):
             "best_epoch": pd.array([7, 1, None], dtype="Int64"),
         }
     ).to_parquet(table)
-    observed, (line,) = start(tmp_path, str(table))
-    assert [{epoch: each.losses for epoch, each in trial.results.items()} for trial in observed] == [
-        {3: (-0.5,)},
-        {1: (-0.6,)},
-    ]
-    assert line.startswith("from old.parquet: 2 of 3 trials; learning_rate matched")
+    earlier = take(tmp_path, str(table))
+    assert [each.config["learning_rate"] for each in earlier.first] == [1e-3, 1e-2], "by rung, then by figure"
+    told = "from old.parquet: 2 of 3 trials; learning_rate matched; nothing tells of its data: "
+    assert earlier.lines[0].startswith(told + BEST_FIRST)
 
 
 def test_a_table_in_an_experiments_folder_is_that_experiment(tmp_path):
@@ -158,13 +221,15 @@ def test_a_table_in_an_experiments_folder_is_that_experiment(tmp_path):
             "shares no hyperparameter with this one; it searched learning_rate",
         ),
         ("SELF/trials.parquet", {}, "is this experiment itself"),
+        ("earlier EARLIER", {}, "is 'earlier' by another name; keep one"),
     ],
 )
 def test_a_source_that_cannot_be_used_is_refused_with_the_reason(tmp_path, source, changes, told):
     record(describe(tmp_path, name="earlier"), [({"learning_rate": 1e-3}, [1], "stopped")])
     own = record(describe(tmp_path), [({"learning_rate": 1e-3}, [1], "stopped")])
+    named = source.replace("SELF", str(own.folder)).replace("EARLIER", str(tmp_path / "earlier")).split()
     with pytest.raises(ExperimentError, match=r"search\.from: ") as refused:
-        start(tmp_path, source.replace("SELF", str(own.folder)), **changes)
+        take(tmp_path, *named, **changes)
     assert told in str(refused.value)
 
 

@@ -30,6 +30,7 @@ from tuning.quiet import measure_all
 from tuning.render import count
 from tuning.resuming import refuse_changes, refuse_other_data
 from tuning.run_log import written_down
+from tuning.search.earlier import keep, kept
 from tuning.search.strategies import open_strategy
 from tuning.search.warm_start import earlier_trials
 from tuning.tables.copies import checkpoint_in
@@ -98,14 +99,15 @@ def run(
     with _sole_user_of(experiment, resume, say) as mirror, ExitStack() as stack:
         refuse_changes(experiment, folder)
         log, say = stack.enter_context(written_down(experiment, folder, say))
-        earlier, learnt_from = earlier_trials(experiment, experiment.storage)
+        earlier = (kept(experiment) if resume else None) or earlier_trials(experiment, experiment.storage)
         interruption = stack.enter_context(_connected(experiment))
         plan = _plan(experiment, say)
         refuse_unseen_folders(experiment)
         data = _prepare_data(experiment, folder, say)
-        for line in learnt_from:
+        for line in earlier.lines:
             say(line)
         write_description(experiment, command=sys.argv, data=data)
+        keep(earlier, experiment)
         searcher, scheduler = open_strategy(experiment, path=folder / "study.journal", earlier=earlier)
         everyone = [*listeners, log, *_found_listeners(experiment, experiment.name)]
         given_up = carry_out(

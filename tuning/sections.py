@@ -78,8 +78,8 @@ class Search(Strict):
     start: Annotated[tuple[dict[str, Any], ...], Field(strict=False)] = ()
     """Configurations that run first, by hyperparameter name; names left out are drawn by the searcher."""
     from_: Annotated[tuple[str, ...], Field(strict=False, alias="from")] = ()
-    """Earlier experiments whose trials the searcher (`auto`, `tpe` or `gp`) learns from: a name in `storage`,
-    a folder, or a table of trials that ends in `.parquet`."""
+    """Earlier experiments whose trials the searcher (`auto`, `tpe` or `gp`) learns from, or whose best come
+    first: a name in `storage`, a folder, or a table of trials that ends in `.parquet`."""
 
     def places(self) -> int:
         """Size of the population of `pbt`."""

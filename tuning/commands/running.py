@@ -131,10 +131,10 @@ def check(file: str, overrides: tuple[str, ...], storage: str | None) -> None:
 
     experiment = Experiment.load(file, _with_storage(overrides, storage))
     machine = _this_machine()
-    _, learnt_from = earlier_trials(experiment, experiment.storage)
+    earlier = earlier_trials(experiment, experiment.storage)
     plan = experiment.plan_resources([machine])
     Console(markup=False).print(plan_table(experiment, plan, [machine]))
-    for line in learnt_from:
+    for line in earlier.lines:
         click.echo(line)
     click.echo(f"{file}: fine")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class Searcher:
         space: Space,
         modes: Sequence[str],
         proposer: Proposer,
-        start: Sequence[Mapping[str, Any]] = (),
+        start: Sequence[Proposal] = (),
     ):
         """Open the study in the journal at `path`, or create it.
 
@@ -82,7 +82,7 @@ class Searcher:
             space: what to suggest from.
             modes: `max` or `min` for each objective.
             proposer: chooses configurations.
-            start: configurations that come first; what they leave out is the proposer's choice.
+            start: what comes first; hyperparameters that are left out are the proposer's choice.
 
         Raises:
             ValueError: the journal holds a study of this name with other objectives.
@@ -117,8 +117,8 @@ class Searcher:
         proposal = self._proposer.propose(number, self.observed)
         if number < len(self._start):
             drawn = {} if proposal is None else proposal.config
-            config = self._space.complete(self._start[number], drawn)
-            proposal = Proposal(config, why=f"number {number + 1} of search.start")
+            first = self._start[number]
+            proposal = replace(first, config=self._space.complete(first.config, drawn))
         if proposal is None:
             return None
         distributions = self._space.distributions()

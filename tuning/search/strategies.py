@@ -11,11 +11,12 @@ from pathlib import Path
 from tuning.experiment import Experiment
 from tuning.plan import grid_size
 from tuning.search.auto import Auto
+from tuning.search.earlier import Earlier
 from tuning.search.front_scheduler import FrontScheduler
 from tuning.search.optuna_proposers import Modelled
 from tuning.search.pbt import Pbt
 from tuning.search.population_proposers import CmaEs, Nsga2
-from tuning.search.proposers import Grid, Observed, Proposer, Random, Sobol
+from tuning.search.proposers import Grid, Observed, Proposal, Proposer, Random, Sobol
 from tuning.search.scheduler import PromotingAsha, Scheduler, StoppingAsha
 from tuning.search.searcher import Searcher
 
@@ -24,24 +25,29 @@ def open_strategy(
     experiment: Experiment,
     *,
     path: Path | None,
-    earlier: Sequence[Observed] = (),
+    earlier: Earlier | None = None,
     proposer: Proposer | None = None,
 ) -> tuple[Searcher, Scheduler]:
     """The searcher and the scheduler of `experiment`.
 
     Args:
         path: journal of its study; None: in memory.
-        earlier: trials of earlier experiments, to learn from.
+        earlier: what is known of earlier experiments.
         proposer: one of the caller's own, in the place of that which `search.algorithm` names.
     """
-    proposer = proposer or make_proposer(experiment, earlier)
+    earlier = earlier or Earlier()
+    proposer = proposer or make_proposer(experiment, earlier.trials)
+    start = [
+        Proposal(dict(config), why=f"number {number} of search.start")
+        for number, config in enumerate(experiment.search.start, 1)
+    ]
     searcher = Searcher(
         path=path,
         name=experiment.name,
         space=experiment.space,
         modes=[objective.mode for objective in experiment.objectives],
         proposer=proposer,
-        start=experiment.search.start,
+        start=[*start, *earlier.first],
     )
     if isinstance(proposer, Pbt):
         proposer.watch(searcher.observed)

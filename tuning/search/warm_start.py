@@ -1,14 +1,15 @@
 """Trials of earlier experiments as a new one's searcher sees them: `search.from`.
 
 Hyperparameters are matched by name, results by epoch; what does not fit is filled or left out, and said.
-What a searcher makes of the trials is for `tuning/search/proposers.py`.
+What a searcher makes of the trials is for `auto.py` and `optuna_proposers.py`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,44 +21,30 @@ from search_spaces.nearest import nearest
 from tuning.experiment import Experiment
 from tuning.experiment_file import ExperimentError
 from tuning.render import count
-from tuning.search.proposers import Observed
-from tuning.search.ranking import Standing
+from tuning.search.earlier import Earlier
+from tuning.search.proposers import Observed, Proposal
+from tuning.search.ranking import Standing, best_first
+from tuning.search.source import Source, read_source
 from tuning.tables.comparison import WENT_WRONG, Comparison, Row
 from tuning.tables.configurations import (
     configurations,
-    differing_settings,
     in_domain,
-    searched_names,
     values_of,
 )
 from tuning.tables.lineage import without_forks
-from tuning.tables.results import load
 from tuning.tables.schema import figure_column
-from tuning.tables.storage import UnknownExperiment, UnreadableResults, read_table
+from tuning.tables.storage import UnknownExperiment, UnreadableResults
+
+#: Configurations to begin with where figures cannot be compared.
+FIRST = 4
 
 
-@dataclass(frozen=True)
-class _Source:
-    """One of `search.from`, read."""
+def earlier_trials(experiment: Experiment, storage: str | Path) -> Earlier:
+    """What all sources in `search.from` tell, with a line for each that says what was taken.
 
-    name: str
-    trials: pd.DataFrame
-    epochs: pd.DataFrame | None
-    """None: of a bare table of trials, which has one epoch of each, its best."""
-    space: Space | None
-    """What was searched; None where only the table's columns tell."""
-    fixed: Mapping[str, Any]
-    """Its `model` section."""
-    differs: Sequence[str]
-    """Settings in which its trials differ from the new ones beside the search."""
-
-    @property
-    def searched(self) -> list[str]:
-        return searched_names(self.trials) if self.space is None else list(self.space)
-
-
-def earlier_trials(experiment: Experiment, storage: str | Path) -> tuple[list[Observed], list[str]]:
-    """The trials of all sources in `search.from`, and for each source a line that says what was taken.
+    Trials are learnt from as if they were the new experiment's where data and model are the same. Where they
+    are not, or nothing tells, figures cannot be compared (learning from them all the same found less than no
+    source did): then the best FIRST configurations come first, of several such sources in turn.
 
     A hyperparameter that the earlier experiment searched has its value from there, one that it fixed in
     `model` that value. One that it did not know is drawn at random from its domain, so that no model sees a
@@ -73,46 +60,47 @@ def earlier_trials(experiment: Experiment, storage: str | Path) -> tuple[list[Ob
 
     Raises:
         ExperimentError: a source cannot be read, lacks an objective, shares no hyperparameter, or is this
-            experiment itself.
+            experiment itself, or another source by another name.
     """
-    observed: list[Observed] = []
+    trials: list[Observed] = []
+    shortlists: list[list[Proposal]] = []
     lines: list[str] = []
+    seen: dict[Path, str] = {}
     for index, place in enumerate(experiment.search.from_):
         try:
-            source = _read(place, storage, experiment)
+            source = read_source(place, storage, experiment)
+            if (other := seen.setdefault(source.place, place)) != place:
+                raise ExperimentError([f"is {other!r} by another name; keep one"])
             taken, line = _take(source, experiment, index)
         except (UnknownExperiment, UnreadableResults, ExperimentError) as error:
             raise ExperimentError(
                 [f"search.from: {place!r}: {problem}" for problem in str(error).splitlines()]
             ) from error
-        observed += taken
+        if source.comparable:
+            trials += taken
+        else:
+            shortlists.append(_best(source, taken))
         lines.append(line)
-    return observed, lines
+    in_turn = (each for row in zip_longest(*shortlists) for each in row if each is not None)
+    return Earlier(trials, list(islice(in_turn, FIRST)), lines)
 
 
-def _read(place: str, storage: str | Path, experiment: Experiment) -> _Source:
-    folder: Path | None = None
-    path = Path(place)
-    if path.suffix == ".parquet":
-        siblings = [path.parent / name for name in ("experiment.yaml", "epochs.parquet")]
-        if path.name != "trials.parquet" or not all(map(Path.exists, siblings)):
-            trials = read_table(path)
-            lacking = [name for name in ("trial_id", "best_epoch") if name not in trials]
-            if lacking:
-                raise UnreadableResults(f"is no table of trials: it has no column {_list(lacking)}")
-            if trials["trial_id"].duplicated().any():
-                raise UnreadableResults("is no table of trials: a trial_id is there twice")
-            return _Source(path.name, trials, epochs=None, space=None, fixed={}, differs=())
-        folder = path.parent
-    found = load(folder or place, storage)
-    if found.folder.resolve() == experiment.folder.resolve():
-        raise ExperimentError(["is this experiment itself; --resume goes on with it, `from` takes others"])
-    earlier = found.experiment
-    differs = differing_settings(earlier, experiment)
-    return _Source(earlier.name, found.trials, found.epochs, earlier.space, earlier.model, differs)
+def _best(source: Source, taken: Sequence[Observed]) -> list[Proposal]:
+    """Configurations that are not the same, the best first: of trials that trained longer before others."""
+    trained: dict[int, list[Observed]] = {}
+    for trial in taken:
+        if not trial.failed:
+            trained.setdefault(max(trial.results), []).append(trial)
+    found: list[Proposal] = []
+    for epoch in sorted(trained, reverse=True):
+        for index in best_first([trial.results[epoch] for trial in trained[epoch]]):
+            config = dict(trained[epoch][index].config)
+            if all(config != each.config for each in found):
+                found.append(Proposal(config, why=f"number {len(found) + 1} of {source.name}"))
+    return found
 
 
-def _take(source: _Source, experiment: Experiment, index: int) -> tuple[list[Observed], str]:
+def _take(source: Source, experiment: Experiment, index: int) -> tuple[list[Observed], str]:
     comparison, space = Comparison(experiment), experiment.space
     alone = without_forks(source.trials)
     forks, source = len(source.trials) - len(alone), replace(source, trials=alone)
@@ -135,8 +123,9 @@ def _take(source: _Source, experiment: Experiment, index: int) -> tuple[list[Obs
         elif standings or failed:
             taken.append(Observed(config, standings, over=True, failed=failed))
     parts = [f"{len(taken)} of {len(configs)} trials", *_matching(source, space)]
-    if source.differs:
-        parts.append(f"{_list(source.differs)} not the same there")
+    if not source.comparable:
+        why = f"{_list(source.differs)} not the same there" if source.differs else "nothing tells of its data"
+        parts.append(f"{why}: its best come first, its figures do not count")
     if absent:
         parts.append(f"{_list(absent)} was not reported there, its constraint counts as kept")
     if outside:
@@ -150,7 +139,7 @@ def _take(source: _Source, experiment: Experiment, index: int) -> tuple[list[Obs
     return taken, f"from {source.name}: {'; '.join(parts)}"
 
 
-def _matching(source: _Source, space: Space) -> Iterator[str]:
+def _matching(source: Source, space: Space) -> Iterator[str]:
     """How the hyperparameters of the two go together, in words."""
     yield f"{_list(name for name in space if name in source.searched)} matched"
     for name in space:
@@ -164,7 +153,7 @@ def _matching(source: _Source, space: Space) -> Iterator[str]:
         yield f"{_list(ignored)} ignored"
 
 
-def _absent_constraints(source: _Source, experiment: Experiment, comparison: Comparison) -> list[str]:
+def _absent_constraints(source: Source, experiment: Experiment, comparison: Comparison) -> list[str]:
     """Constrained columns that the source lacks; refuses one that lacks an objective."""
     table = source.trials if source.epochs is None else source.epochs
     there = [str(name) for name, some in table.select_dtypes("number").notna().any().items() if some]
@@ -179,7 +168,7 @@ def _absent_constraints(source: _Source, experiment: Experiment, comparison: Com
     return [name for name in comparison.columns[len(objectives) :] if name not in there]
 
 
-def _configs(source: _Source, space: Space) -> dict[str, dict[str, Any]]:
+def _configs(source: Source, space: Space) -> dict[str, dict[str, Any]]:
     """What each trial of the source had, by trial_id."""
     if source.space is not None:
         return configurations(source.trials, source.space)
@@ -198,7 +187,7 @@ def _configuration(
 
 
 def _results(
-    source: _Source, experiment: Experiment, comparison: Comparison, absent: list[str]
+    source: Source, experiment: Experiment, comparison: Comparison, absent: list[str]
 ) -> dict[str, dict[int, Standing]]:
     """How each trial stood, by trial_id and full epoch."""
     full_epochs = experiment.full_epochs()
@@ -218,7 +207,7 @@ def _results(
     return results
 
 
-def _figures(source: _Source, full_epochs: frozenset[int]) -> Iterator[tuple[str, int, Row]]:
+def _figures(source: Source, full_epochs: frozenset[int]) -> Iterator[tuple[str, int, Row]]:
     if source.epochs is not None:
         for row in source.epochs.to_dict("records"):
             yield str(row["trial_id"]), int(row["epoch"]), {str(k): v for k, v in row.items()}

@@ -112,7 +112,7 @@ def write_description(experiment: Experiment, *, command: Sequence[str], data: s
     folder = experiment.folder
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(experiment.to_dict(), sort_keys=False, allow_unicode=True)
-    _replace(folder / "experiment.yaml", lambda file: file.write(text.encode()))
+    write_text(folder / "experiment.yaml", text)
     now = describe_environment(command=command, seed=experiment.search.seed)
     now |= {} if data is None else {"data": data}
     path = folder / "environment.json"
@@ -123,14 +123,14 @@ def write_description(experiment: Experiment, *, command: Sequence[str], data: s
             record.pop(name, None)
     except (OSError, ValueError):
         record = now
-    _replace(path, lambda file: file.write(json.dumps(record, indent=2).encode()))
+    write_text(path, json.dumps(record, indent=2))
 
 
 def note(folder: Path, what: Note) -> None:
     """Add to `environment.json` what became of the run; it is so until the next one begins."""
     path = folder / "environment.json"
     record = json.loads(path.read_text()) | {what: True}
-    _replace(path, lambda file: file.write(json.dumps(record, indent=2).encode()))
+    write_text(path, json.dumps(record, indent=2))
 
 
 def noted(folder: Path, what: Note) -> bool:
@@ -150,6 +150,11 @@ def _environment(folder: Path) -> dict[str, Any]:
         return dict(json.loads((folder / "environment.json").read_text()))
     except (OSError, ValueError, TypeError):
         return {}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file aside and rename it: a reader never sees half of it."""
+    _replace(path, lambda file: file.write(text.encode()))
 
 
 def _replace(path: Path, write: Callable[[Any], Any]) -> None:
