@@ -20,6 +20,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,8 +39,10 @@ from benchmarks.simulated.reported_set import REPORTED
 from benchmarks.simulated.rivals import MULTI_OBJECTIVE_RIVALS, RIVALS
 from benchmarks.simulated.tuning_set import TUNING
 from trainables.order import Failure
+from tuning.events import Listener
 from tuning.experiment import Experiment
 from tuning.plan import expected_epochs
+from tuning.search.warm_start import earlier_trials
 from tuning.simulation.simulator import simulate
 
 OURS, BASELINE = "captune auto", "random"
@@ -172,8 +175,22 @@ def run(task: Task) -> Outcome:
     return Outcome(at_shares(history, budget), time.process_time() - began, failure)
 
 
-def ours(problem: Problem, gangs: int, budget: int, seed: int, variant: str = "epochs") -> Iterator[Report]:
-    """Captune's own search of `problem` with a budget of epochs, in a variant of `OWN`."""
+def ours(
+    problem: Problem,
+    gangs: int,
+    budget: int,
+    seed: int,
+    variant: str = "epochs",
+    *,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+    listen: Callable[[Experiment], Sequence[Listener]] = lambda experiment: (),
+) -> Iterator[Report]:
+    """Captune's own search of `problem` with a budget of epochs, in a variant of `OWN`.
+
+    Args:
+        changes: other sections of the experiment.
+        listen: makes its listeners.
+    """
     experiment = Experiment.from_dict(
         {
             "name": problem.name,
@@ -186,6 +203,7 @@ def ours(problem: Problem, gangs: int, budget: int, seed: int, variant: str = "e
                 "algorithm": "asha" if variant == "asha" else "auto",
             },
             "budget": {"epochs": budget},
+            **changes,
         }
     )
     if variant == "trials":
@@ -206,7 +224,9 @@ def ours(problem: Problem, gangs: int, budget: int, seed: int, variant: str = "e
         seconds = {"seconds": problem.seconds_per_epoch(config)}
         return dict(zip(problem.objectives, losses, strict=True)) | seconds
 
-    for reported, done in enumerate(simulate(experiment, curves, gangs=gangs), start=1):
+    earlier = earlier_trials(experiment, experiment.storage)
+    epochs = simulate(experiment, curves, gangs=gangs, listeners=listen(experiment), earlier=earlier)
+    for reported, done in enumerate(epochs, start=1):
         losses = tuple(done.metrics[name] for name in problem.objectives)
         yield Report(done.at_s, reported + lost, losses, done.config, done.trial_id, done.epoch)
 

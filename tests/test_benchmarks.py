@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import busy_gangs, cache, caption_metrics, compression, forking, real_search, search
+from benchmarks import busy_gangs, cache, caption_metrics, compression, forking, real_search, search, transfer
 from benchmarks.simulated.driving import Report
 from benchmarks.simulated.figures import POINTS, at_shares, half_width, hypervolumes, regrets, share_of_epochs
 from benchmarks.simulated.problem import Problem
@@ -46,6 +46,7 @@ def test_every_benchmark_is_known_by_name():
         "recovery",
         "search",
         "throughput",
+        "transfer",
     ]
 
 
@@ -344,6 +345,17 @@ def test_search(tiny_search, capsys):
     assert ratio("search", output) > 0
     assert len(re.findall(r"^captune auto +>?\d", output, re.M)) == 3
     assert re.search(r"^took \d+\.\d minutes$", output, re.M)
+
+
+@pytest.mark.timeout(60)
+def test_transfer(tiny_search, monkeypatch, capsys):
+    monkeypatch.setattr(transfer, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(transfer, "TRAININGS", 4)
+    monkeypatch.setenv("TRANSFER_SEEDS", "1")
+    transfer.main()
+    output = capsys.readouterr().out
+    assert ratio("transfer", output) > 0
+    assert len(re.findall(r"^(?:nothing|the same|near|far) +0\.\d+ ", output, re.M)) == 2 * 4
 
 
 def test_a_method_that_fails_keeps_what_it_had_and_is_named(tiny_search, monkeypatch, capsys):

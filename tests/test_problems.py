@@ -10,6 +10,7 @@ from optuna.study import create_study
 
 from benchmarks.simulated.hartmann import hartmann
 from benchmarks.simulated.problem import configuration
+from benchmarks.simulated.related import MORE, TIMES, related
 from benchmarks.simulated.reported_set import REPORTED
 from benchmarks.simulated.tuning_set import TUNING
 
@@ -53,6 +54,19 @@ def test_the_two_sets_have_their_hartmann_functions_in_different_places(dims):
     )
     there = dict.fromkeys(tuning.space, 0.2)
     assert tuning.truth(there)[0] != pytest.approx(reported.truth(there)[0], abs=1e-3)
+
+
+@each(PROBLEMS.values())
+def test_a_related_problem_is_another_on_another_scale_the_same_at_no_distance(problem):
+    configs = sample(problem, 20)
+    truths = np.array([problem.truth(config) for config in configs])
+    curves = np.array([problem.curve(config, 3) for config in configs])
+    for distance in (0.0, 0.1):
+        other = related(problem, distance, 1)
+        moved = np.array([other.truth(config) for config in configs])
+        assert np.allclose(moved, MORE + TIMES * truths) == (distance == 0.0)
+        moved = np.array([other.curve(config, 3) for config in configs])
+        assert np.allclose(moved, MORE + TIMES * curves, equal_nan=True) == (distance == 0.0)
 
 
 @each(PROBLEMS.values())

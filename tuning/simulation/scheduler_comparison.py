@@ -20,6 +20,7 @@ from trainables.order import Failure
 from tuning.experiment import Experiment, Scheduler
 from tuning.experiment_file import ExperimentError
 from tuning.search.proposers import Replayed
+from tuning.search.warm_start import earlier_trials
 from tuning.simulation.curve_tables import CurveTable
 from tuning.simulation.simulated_outcome import Outcome
 from tuning.simulation.simulator import simulate
@@ -186,7 +187,11 @@ def _run(
     outcome = Outcome(experiment)
     listeners: list[Any] = [outcome, *([curves] if isinstance(curves, TrainableCurves) else [])]
     proposer = None if configs is None else Replayed(configs)
-    for done in simulate(experiment, curves, gangs=gangs, listeners=listeners, proposer=proposer):
+    earlier = earlier_trials(experiment, experiment.storage)
+    driven = simulate(
+        experiment, curves, gangs=gangs, listeners=listeners, proposer=proposer, earlier=earlier
+    )
+    for done in driven:
         outcome.take(done)
         tell(outcome.epochs)
     return {

@@ -17,6 +17,7 @@ from trainables.order import Failure, Report
 from tuning.events import Listener
 from tuning.experiment import Experiment
 from tuning.search.budget import BudgetGuard
+from tuning.search.earlier import Earlier
 from tuning.search.proposers import Proposer
 from tuning.search.search import Search
 from tuning.search.strategies import open_strategy
@@ -59,14 +60,16 @@ def simulate(
     gangs: int,
     listeners: Sequence[Listener] = (),
     proposer: Proposer | None = None,
+    earlier: Earlier | None = None,
 ) -> Iterator[SimulatedEpoch]:
     """Run `experiment` on so many gangs; yields epochs as they end, until its budget is spent.
 
     Args:
         proposer: one to use instead of the experiment's own, to replay given configurations for instance.
+        earlier: what is known of earlier experiments.
     """
     clock = VirtualClock()
-    searcher, scheduler = open_strategy(experiment, path=None, proposer=proposer)
+    searcher, scheduler = open_strategy(experiment, path=None, proposer=proposer, earlier=earlier)
     workers = experiment.training.workers
     search = Search(
         experiment,
