@@ -129,6 +129,7 @@ storage: ftp://host/results
     [
         ("budget: {trials: 4}", ":1: budget: is missing"),
         ("budget: {}", ":8: budget: needs one of `trials`, `epochs`, `time`, `worker_hours`, `money`"),
+        ("budget: {trials: 1%s}" % (400 * "0"), ":8: budget.trials: got 1"),
         ("budget: {plateau: 5, price_per_hour: 2}", ":8: budget: needs one of `trials`"),
         ("budget: {money: 20}", ":8: budget: `money` needs `price_per_hour`"),
         ("budget: {worker_hours: 0}", ":8: budget.worker_hours: got 0: should be greater than 0"),
@@ -312,6 +313,10 @@ def test_a_space_may_be_given_as_one():
         (BASE + "model: [\n", ":13: not valid YAML"),
         ("- a list\n", ":1: an experiment file holds keys and values"),
         ("", ":1: an experiment file holds keys and values"),
+        (BASE + "storage: 0x_\n", ":12: not valid YAML: '0x_' is no int"),
+        ("a: &a [x]\nb: &b [*a, *a]\n", ":2: not valid YAML: *a is within what has an anchor itself"),
+        ("a: &a [*a]\n", ":1: not valid YAML: *a is within"),
+        ("a: " + 2000 * "[", ": not valid YAML: maximum recursion depth"),
     ],
 )
 def test_broken_files(write, text, expected):
@@ -365,6 +370,10 @@ def test_overrides_reach_every_kind_of_place(write):
         ("name.first=3", "name is 'mine' and holds no keys"),
         ("objectives.1.mode=max", "objectives has the items 0 to 0"),
         ("model.decoder=[", "'[' is not valid YAML"),
+        ("name=!!int x", "'!!int x' is not valid YAML: 'x' is no int"),
+        ("budget.time=" + 400 * "9", f"budget.time: got {400 * '9'}: must be more than no time and at most"),
+        ("budget.time=" + 400 * "9" + "h", f"budget.time: got '{400 * '9'}h': must be more than no time and"),
+        ("training.gpus_per_worker=" + 400 * "9", "training.gpus_per_worker: got 9"),
         ("training.workrs=3", "training.workrs: unknown key; did you mean 'workers'?"),
     ],
 )
@@ -380,6 +389,8 @@ def test_relative_data_paths_start_at_the_file_and_overridden_ones_here(write, m
     assert Experiment.load("experiments/mine.yaml").data["path"] == str(path.parent / "photos")
     assert Experiment.load(path, ["data.path=here"]).data["path"] == str(tmp_path / "here")
     assert Experiment.load(path, ["data.path=/there"]).data["path"] == "/there"
+    assert Experiment.load(path, ["data.path=2026-11-31"]).data["path"] == str(tmp_path / "2026-11-31")
+    assert Experiment.load(path, ["data.path=~nobody-here"]).data["path"] == str(tmp_path / "~nobody-here")
 
 
 @pytest.mark.parametrize(

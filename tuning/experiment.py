@@ -108,7 +108,7 @@ class Experiment(Strict):
         if isinstance(data, dict) and isinstance(data.get("path"), str):
             overridden = source.place(("data", "path")).startswith("--set")
             base = Path.cwd() if overridden else Path(path).parent
-            data["path"] = str((base / Path(data["path"]).expanduser()).absolute())
+            data["path"] = str((base / os.path.expanduser(data["path"])).absolute())
         experiment = cls._build(tree, source)
         if experiment.compression.search == "children":
             experiment._refuse_compressed_parents()
