@@ -395,9 +395,30 @@ def test_load_by_name_and_by_folder(tmp_path, monkeypatch):
         load("brids")
     with pytest.raises(UnknownExperiment, match="there are none"):
         load("birds", storage=tmp_path / "nowhere")
+    write_table(pd.DataFrame({"x": [1]}), folder / "trials.parquet")
+    with pytest.raises(UnreadableResults, match="trials.parquet is not a table that Captune"):
+        load("birds")
     (folder / "trials.parquet").write_bytes(b"half a ta")
     with pytest.raises(UnreadableResults, match="trials.parquet is not a readable Parquet table"):
         load("birds")
+
+
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        (b"", ":1: an experiment file holds keys and values"),
+        (b"name: \xe9", ": cannot read the experiment file: not a text file in UTF-8"),
+        (b"name: !!int x", ":1: not valid YAML: 'x' is no int"),
+        (b"nmae: birds", ":1: nmae: unknown key; did you mean 'name'?"),
+    ],
+)
+def test_a_damaged_experiment_is_named(tmp_path, content, problem):
+    play(ResultsWriter(experiment(tmp_path / "birds")), *one_trial("a", [0.3])).close()
+    file = tmp_path / "birds" / "experiment.yaml"
+    file.write_bytes(content)
+    with pytest.raises(UnreadableResults) as refusal:
+        load(tmp_path / "birds").ranked()
+    assert f"{file}{problem}" in str(refusal.value)
 
 
 def test_description_keeps_the_first_start_and_no_secrets(tmp_path, monkeypatch):

@@ -124,6 +124,15 @@ class Experiment(Strict):
         """
         return cls._build(tree, Source())
 
+    @classmethod
+    def read_back(cls, path: Path) -> Experiment:
+        """The experiment that a run has written down at `path`. Imports no trainable.
+
+        Raises:
+            ExperimentError: listing every problem with its line.
+        """
+        return cls._build(*read_experiment_file(path))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain, resolved tree, fit for YAML; `Experiment.from_dict(e.to_dict()) == e`."""
         return self.model_dump(mode="json", exclude_none=True, by_alias=True)

@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 
 from tuning.experiment import Experiment, ExperimentError
+from tuning.experiment_file import read_experiment_file
 from tuning.tables.ledger import Ledger
 from tuning.tables.schema import figure_column
-from tuning.tables.storage import UnreadableResults, recorded_data
+from tuning.tables.storage import recorded_data
 
 #: What decides how long and on what a run works, not what its figures mean.
 MAY_CHANGE = frozenset({"budget", "checkpoints", "compression", "storage", "training"})
@@ -25,16 +26,12 @@ def refuse_changes(experiment: Experiment, folder: Path) -> None:
     """Refuse to go on in `folder` with another experiment than the one whose results lie there.
 
     Raises:
-        ExperimentError: names every changed key with both values.
-        UnreadableResults: there are results, but not the experiment that they are of.
+        ExperimentError: names every changed key with both values, or the file that tells what they were
+            and cannot be read.
     """
     if not (folder / "trials.parquet").exists():
         return
-    path = folder / "experiment.yaml"
-    try:
-        before = dict(_leaves(yaml.safe_load(path.read_text(encoding="utf-8"))))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UnreadableResults(f"{path} cannot be read, so nothing tells what to resume: {error}") from error
+    before = dict(_leaves(read_experiment_file(folder / "experiment.yaml")[0]))
     now = dict(_leaves(yaml.safe_load(yaml.safe_dump(experiment.to_dict()))))
     changed = [
         key

@@ -22,6 +22,7 @@ from trainables.store import Store, is_url, local, refuse_url, without_secrets
 from tuning.environment import describe_environment
 from tuning.experiment_file import ExperimentError
 from tuning.tables.copies import fetch_for_reading, split_url
+from tuning.tables.schema import Column
 
 if TYPE_CHECKING:
     from tuning.experiment import Experiment
@@ -81,17 +82,23 @@ def _usable(url: str) -> str:
     return url
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path, head: Sequence[Column] = ()) -> pd.DataFrame:
     """A table as it was written, dtypes included.
 
+    Args:
+        head: columns that it has, whichever version wrote it.
+
     Raises:
-        UnreadableResults: not a Parquet file.
+        UnreadableResults: not a Parquet file, or one without these columns.
     """
     try:
         # Read in one piece: pandas opens a file more than once, and a run may replace it in between.
-        return pd.read_parquet(io.BytesIO(path.read_bytes()))
+        frame = pd.read_parquet(io.BytesIO(path.read_bytes()))
     except (pyarrow.ArrowException, OSError) as error:
         raise UnreadableResults(f"{path} is not a readable Parquet table: {error}") from error
+    if missing := [column.name for column in head if column.name not in frame]:
+        raise UnreadableResults(f"{path} is not a table that Captune wrote: it has no {', '.join(missing)}")
+    return frame
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
