@@ -23,7 +23,7 @@ _job = click.argument("job")
 
 
 def _is_url(context: click.Context, parameter: click.Parameter, address: str | None) -> str | None:
-    if address and not address.startswith(("http://", "https://")):
+    if address is not None and not address.startswith(("http://", "https://")):
         raise click.BadParameter(f"must be the dashboard's, as in http://HEAD:8265, but got {address!r}")
     return address
 
