@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -188,7 +189,8 @@ def _follow(server: JobServer, job: str) -> None:
     try:
         ended = server.follow(job, lambda text: click.echo(text, nl=False))
     except KeyboardInterrupt:
-        click.echo(f"{job} goes on; captune stop {job} --address {server.address} ends it", err=True)
+        ends = shlex.join(["captune", "stop", job, "--address", server.address])
+        click.echo(f"{job} goes on; {ends} ends it", err=True)
         click.get_current_context().exit(130)
     if ended.status.value != "SUCCEEDED":
         raise WorkFailed(f"{job}: {ended.status.value}: {ended.message}")

@@ -1,6 +1,8 @@
 """The command: what it prints, what it refuses, and its exit codes. No Ray: the runner is a fake."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -151,6 +153,20 @@ def test_run_without_one_good_trial_fails(captune, runner):
     assert "2 x why failed" in output and "1 x why diverged" in output
     runner.events = []
     assert "there were none" in said(captune("run", "birds.yaml", "--set", "name=none"), 1)
+
+
+@pytest.mark.parametrize("error", [None, GivenUp("all of the first 10 trials went wrong")])
+def test_commands_that_are_printed_work_as_typed(captune, runner, error):
+    runner.events = trial(0, 0.1, [0.4], "failed")
+    elsewhere = ["--storage", "my results"]
+    output = said(captune("run", "birds.yaml", *elsewhere), 1)
+    if error:
+        runner.error = error
+        output = said(captune("run", "birds.yaml", *elsewhere), 1)
+    (printed,) = re.findall(r"captune (results .*--columns all)", output)
+    assert "why failed" in said(captune(*shlex.split(printed)), 0)
+    absent = said(captune("results", "birds", "variants", *elsewhere), 2)
+    assert "captune compress 'my results/birds' makes them" in absent
 
 
 def test_ctrl_c_says_how_to_go_on(captune, runner):

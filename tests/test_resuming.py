@@ -79,7 +79,7 @@ def test_children_of_a_search_that_compressed_are_for_compress(tmp_path):
     with pytest.raises(ExperimentError) as refusal:
         refuse_changes(children, joint.folder)
     first, second = refusal.value.problems
-    assert f"`captune compress {joint.name}`" in first and second.startswith("search.seed: is 5")
+    assert f"`captune compress {joint.folder}`" in first and second.startswith("search.seed: is 5")
 
 
 def test_other_data_are_refused_where_both_are_known(folder):

@@ -12,7 +12,7 @@ from tuning.experiment import Experiment, ExperimentError
 from tuning.experiment_file import read_experiment_file
 from tuning.tables.ledger import Ledger
 from tuning.tables.schema import figure_column
-from tuning.tables.storage import recorded_data
+from tuning.tables.storage import command, recorded_data
 
 #: What decides how long and on what a run works, not what its figures mean.
 MAY_CHANGE = frozenset({"budget", "checkpoints", "compression", "storage", "training"})
@@ -42,7 +42,7 @@ def refuse_changes(experiment: Experiment, folder: Path) -> None:
     if now["compression.search"] == "children" and any(key.startswith(COMPRESSED) for key in changed):
         changed = [key for key in changed if not key.startswith(COMPRESSED)]
         rule = "compression.search: the trials of these results were not all to be trained whole"
-        remedy = f"`captune compress {experiment.name}` compresses the best of those that were"
+        remedy = f"`{command('compress', experiment.place)}` compresses the best of those that were"
         problems.append(f"{rule}; {remedy}, once their run is done")
     problems += [
         f"{key}: is {_text(now, key)}, but the results in {folder} are of {_text(before, key)}; "

@@ -76,6 +76,7 @@ def results(
     """
     from tuning.tables import query
     from tuning.tables.results import load
+    from tuning.tables.storage import command
 
     if form == "parquet" and output is None:
         raise click.UsageError("parquet is not for the screen: say where to with --output FILE")
@@ -84,7 +85,7 @@ def results(
     found = load(name, storage)
     on_screen = form == "table" and table == "trials"
     if table == "variants" and found.variants.empty:
-        raise UserMistake(f"{found.name!r} has no variants; captune compress {name} makes them")
+        raise UserMistake(f"{found.name!r} has no variants; {command('compress', found.place)} makes them")
     frame: pd.DataFrame = found.ranked() if on_screen else _table(found, table)
     if where is not None:
         frame = query.where(frame, where)

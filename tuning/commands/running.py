@@ -157,6 +157,7 @@ def _carrying_out(
     from tuning.progress import Progress
     from tuning.runner import CannotGoOn, ExportFailed, GivenUp
     from tuning.tables.results import load
+    from tuning.tables.storage import command
 
     def follow(inner: Experiment) -> Progress:
         displays.append(Progress(inner))
@@ -184,7 +185,7 @@ def _carrying_out(
         raise WorkFailed(f"{error}\nGo on with: {shlex.join(again)}") from error
     except GivenUp as error:
         close()
-        details = f"captune results {experiment.name} --columns all"
+        details = command("results", experiment.place, "--columns", "all")
         raise WorkFailed(f"{error}\nAll of them: {details}. {remedy} tries one more.") from error
     finally:
         close()
@@ -192,15 +193,15 @@ def _carrying_out(
 
 def _show_outcome(found: Results) -> None:
     from tuning.tables.comparison import WENT_WRONG
+    from tuning.tables.storage import command
 
     trials = found.trials
     if trials["state"].isin(WENT_WRONG).all():
         reasons = trials["reason"].value_counts().head(REASONS).items()
         causes = "".join(f"\n  {count} x {reason}" for reason, count in reasons)
-        raise WorkFailed(
-            f"no trial of {found.name!r} came to an end; see captune results {found.name} --columns all"
-            + (causes or "\n  there were none")
-        )
+        details = command("results", found.place, "--columns", "all")
+        causes = causes or "\n  there were none"
+        raise WorkFailed(f"no trial of {found.name!r} came to an end; see {details}{causes}")
     click.echo()
     print_table(found.ranked().head(TOP), found)
     click.echo()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from os.path import expanduser  # Path's own raises where there is no such user
 from pathlib import Path
@@ -67,6 +68,13 @@ def list_experiments(storage: str | Path = "captune-results") -> list[str]:
         store = Store(_usable(place))
         return [name for name in store.folders() if store.has(f"{name}/experiment.yaml")]
     return sorted(found.parent.name for found in Path(expanduser(place)).glob("*/experiment.yaml"))
+
+
+def command(verb: str, place: str, *options: str) -> str:
+    """`captune VERB` about the experiment in the folder or at the URL `place`, as it can be typed here."""
+    folder = Path(place)
+    is_default = not is_url(place) and folder.parent.resolve() == Path("captune-results").resolve()
+    return shlex.join(["captune", verb, folder.name if is_default else place, *options])
 
 
 def _usable(url: str) -> str:
