@@ -25,7 +25,7 @@ from tuning.runner import CannotGoOn, ExportFailed, GivenUp
 from tuning.tables.query import QueryError, where
 from tuning.tables.results import load
 from tuning.tables.results_writer import ResultsWriter
-from tuning.tables.storage import note, write_description
+from tuning.tables.storage import note, write_description, write_table
 from tuning.tables.summaries import experiment_state
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -496,7 +496,15 @@ def test_list_tells_how_each_stands(captune, birds):
     assert "cider 0.4 (trial 00001)" in lines["birds"] and "2026-01-01 00:00:00" in lines["birds"]
     assert "unfinished" in lines["halfway"] and "1/4" in lines["halfway"]
     assert "running" in lines["running"].split()[1]
-    assert "no experiments in nowhere" in said(captune("list", "--storage", "nowhere"), 0)
+
+
+def test_list_refuses_what_is_no_folder_but_for_the_default_before_the_first_run(captune, tmp_path):
+    assert "no experiments in captune-results" in said(captune("list"), 0)
+    for storage, reason in {"nowhere": "No such file", "birds.yaml": "Not a directory"}.items():
+        output = said(captune("list", "--storage", storage), 2)
+        assert f"--storage: cannot look into '{storage}': {reason}" in output
+    (tmp_path / "empty").mkdir()
+    assert "no experiments in empty" in said(captune("list", "--storage", "empty"), 0)
 
 
 def paused(number, reason):
@@ -553,9 +561,14 @@ def test_list_goes_on_after_one_that_cannot_be_read(captune, birds):
     (record(Experiment.from_dict(SPEC | {"name": "b-broken"}), []).folder / "experiment.yaml").write_text(
         "x: ["
     )
-    output = said(captune("list"), 0)
-    assert output.count("unreadable") == 2 and "finished" in output
-    assert "trials.parquet does not exist" in output
+    other = record(Experiment.from_dict(SPEC | {"name": "c-broken"}), []).folder
+    write_table(pd.DataFrame({"x": [1]}), other / "trials.parquet")
+    table, _, reasons = said(captune("list"), 0).partition("unreadable: a-broken: ")
+    states = dict(line.split()[:2] for line in table.splitlines()[2:] if line)
+    broken = dict.fromkeys(["a-broken", "b-broken", "c-broken"], "unreadable")
+    assert states == broken | {"birds": "finished"}
+    assert "trials.parquet does not exist" in reasons and "unreadable: b-broken: " in reasons
+    assert "unreadable: c-broken: captune-results/c-broken/trials.parquet is not a table" in reasons
 
 
 FRAME = pd.DataFrame(

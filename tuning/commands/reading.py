@@ -5,6 +5,7 @@ Only click is imported at the top, as in `tuning/cli.py`, which adds these comma
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,14 +139,25 @@ def list_command(storage: str) -> None:
     """
     from rich.console import Console
 
+    from trainables.store import is_url, local
     from tuning.tables.storage import list_experiments
     from tuning.tables.summaries import experiments_table
 
+    if not is_url(place := local(storage)):
+        try:
+            os.listdir(os.path.expanduser(place))
+        except OSError as error:
+            nothing_run_yet = isinstance(error, FileNotFoundError) and storage == "captune-results"
+            if not nothing_run_yet:
+                raise UserMistake(f"--storage: cannot look into {storage!r}: {error.strerror}") from error
     names = list_experiments(storage)
     if not names:
         click.echo(f"no experiments in {storage}")
         return
-    Console(markup=False, width=None if sys.stdout.isatty() else 200).print(experiments_table(names, storage))
+    table, problems = experiments_table(names, storage)
+    Console(markup=False, width=None if sys.stdout.isatty() else 200).print(table)
+    for line in problems:
+        click.echo(line)
 
 
 @click.command()
