@@ -286,10 +286,10 @@ def test_check_tells_starting_points_sources_budgets_and_references(captune, tmp
 @pytest.mark.parametrize(
     ("sources", "told"),
     [
-        ("[birrds]", "search.from: 'birrds': no experiment 'birrds' in storage 'captune-results'"),
-        ("[gone.parquet]", "search.from: 'gone.parquet': gone.parquet is not a readable Parquet table"),
-        ("[birds.yaml]", "search.from: 'birds.yaml': no experiment"),
-        ("[others]", "search.from: 'others': its trials reported no 'cider', which is an objective here"),
+        ("[birrds]", "search.from.0: got 'birrds': no experiment 'birrds' in storage 'captune-results'"),
+        ("[gone.parquet]", "search.from.0: got 'gone.parquet': gone.parquet is not a readable Parquet table"),
+        ("[birds.yaml]", "search.from.0: got 'birds.yaml': no experiment"),
+        ("[others]", "search.from.0: got 'others': its trials reported no 'cider', which is"),
     ],
 )
 def test_check_refuses_sources_as_the_run_would(captune, birds, sources, told):
@@ -298,7 +298,7 @@ def test_check_refuses_sources_as_the_run_would(captune, birds, sources, told):
     objectives = [{"metric": "bleu4", "mode": "max"}]
     record(Experiment.from_dict(SPEC | {"name": "others", "objectives": objectives}), events)
     words = ("birds.yaml", "--set", "name=eagles", "--set", f"search.from={sources}")
-    assert told in said(captune("check", *words), 2)
+    assert f"--set search.from={sources}: {told}" in said(captune("check", *words), 2)
 
 
 def test_a_grid_is_told_with_its_size(captune, tmp_path):

@@ -163,7 +163,7 @@ def test_a_table_in_an_experiments_folder_is_that_experiment(tmp_path):
 def test_a_source_that_cannot_be_used_is_refused_with_the_reason(tmp_path, source, changes, told):
     record(describe(tmp_path, name="earlier"), [({"learning_rate": 1e-3}, [1], "stopped")])
     own = record(describe(tmp_path), [({"learning_rate": 1e-3}, [1], "stopped")])
-    with pytest.raises(ExperimentError, match=r"search\.from: ") as refused:
+    with pytest.raises(ExperimentError, match=r"search\.from\.\d: got ") as refused:
         start(tmp_path, source.replace("SELF", str(own.folder)), **changes)
     assert told in str(refused.value)
 

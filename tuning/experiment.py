@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import reprlib
 import typing
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -29,6 +30,7 @@ from pydantic_core import ErrorDetails
 import search_spaces
 from search_spaces.nearest import nearest
 from search_spaces.space import Space, SpaceError
+from trainables.refusal import refusal
 from trainables.store import is_url, local, refuse_url, under, without_secrets
 from trainables.trial import SettingsError, refuse_immutable, resolve_trainable
 from tuning.contradictions import Contradictions, refuse_contradictions
@@ -173,6 +175,10 @@ class Experiment(Strict):
         """Epochs after which a trial is evaluated in full: at every rung and at its end."""
         return frozenset({*self.rungs(), self.scheduler.max_epochs})
 
+    def problem(self, path: Sequence[str | int], message: str) -> str:
+        """One line of an `ExperimentError` about the value at `path`: its place in the file, key, message."""
+        return self._source.problem(path, message)
+
     def check_trainable(self, *, data_is_here: bool = True) -> None:
         """Ask the trainable whether it can work with `data`, `model` and the searched names.
 
@@ -200,7 +206,7 @@ class Experiment(Strict):
             if self.compression.search == "children":
                 self._check_children(trainable)
         except SettingsError as error:
-            raise ExperimentError([self._source.problem(error.path, error.message)]) from error
+            raise ExperimentError([self.problem(error.path, error.message)]) from error
 
     def plan_resources(self, nodes: Sequence[NodeResources]) -> GangPlan:
         """The gangs that run this experiment on a cluster whose nodes have these resources.
@@ -213,18 +219,18 @@ class Experiment(Strict):
             return plan_gangs(self.training, self.budget.trials, nodes)
         except SettingsError as error:
             kind = TooLarge if isinstance(error, DoesNotFit) else ExperimentError
-            raise kind([self._source.problem(error.path, error.message)]) from error
+            raise kind([self.problem(error.path, error.message)]) from error
 
     def _refuse_compressed_parents(self) -> None:
         # Not where results are read: of an experiment that was run, what is whole may be compressed.
         whole = "with `compression.search: children` trials are trained whole and compressed afterwards; "
         problems = [
-            self._source.problem(("search_space", name), f"{whole}do not search it, or use `joint`")
+            self.problem(("search_space", name), f"{whole}do not search it, or use `joint`")
             for name in self.space
             if name.startswith("compression.")
         ]
         if (fixed := self.model.get(METHOD, "none")) != "none":
-            problems.append(self._source.problem(("model", METHOD), f"got {fixed!r}: {whole}leave it out"))
+            problems.append(self.problem(("model", METHOD), f"got {fixed!r}: {whole}leave it out"))
         if problems:
             raise ExperimentError(problems)
 
@@ -309,6 +315,10 @@ class Experiment(Strict):
         return self
 
 
+_KINDS = {"tuple_type": "should be a list"}
+_KINDS |= dict.fromkeys(("dict_type", "model_type"), "should hold keys and values")
+
+
 def _explain(details: ErrorDetails, source: Source) -> list[str]:
     """Lines for one error of pydantic, in the words of the file."""
     path, value = details["loc"], details["input"]
@@ -319,16 +329,11 @@ def _explain(details: ErrorDetails, source: Source) -> list[str]:
         return [source.problem(path, f"unknown key{nearest(str(path[-1]), _keys_beside(path))}")]
     if details["type"] == "missing":
         return [source.problem(path, "is missing")]
-    kind = {"tuple_type": "should be a list", "dict_type": "should hold keys and values"}
-    kind["model_type"] = kind["dict_type"]
-    rule = (
-        str(cause) if cause else kind.get(details["type"], details["msg"].replace("Input should", "should"))
-    )
-    if details["type"] == "literal_error":
-        rule += nearest(str(value), re.findall(r"'([^']*)'", details["msg"]))
-    if isinstance(value, (Mapping, list, tuple)):  # a whole section: its own keys are in the rule
-        return [source.problem(path, rule)]
-    return [source.problem(path, f"got {value!r}: {rule}")]
+    if cause and isinstance(value, (Mapping, list, tuple)):  # a whole section: its own keys are in the rule
+        return [source.problem(path, str(cause))]
+    if details["type"] in _KINDS:
+        return [source.problem(path, f"got {reprlib.repr(value)}: {_KINDS[details['type']]}")]
+    return [source.problem(path, refusal(details))]
 
 
 def _keys_beside(path: tuple[int | str, ...]) -> list[str]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
 
 from trainables.store import is_url
 from tuning.contradictions import Contradictions
@@ -22,6 +22,16 @@ SHORTEST_HANG_S = 10.0
 LONGEST_D = 10_000
 #: Of trials, epochs, workers; what no float holds is nothing to reckon with.
 Count = Annotated[int, Field(ge=1, le=10**9)]
+
+
+def _auto_count(value: object) -> object:
+    if value == "auto" or (type(value) is int and 1 <= value <= 10**9):
+        return value
+    raise ValueError("must be 'auto' or a whole number from 1")
+
+
+#: One rule for both: pydantic's own errors of a union are one for each member.
+AutoCount = Annotated[int | Literal["auto"], PlainValidator(_auto_count)]
 
 
 class Strict(BaseModel):
@@ -123,7 +133,7 @@ class Scheduler(Strict):
     algorithm: Literal["auto", "asha", "asha_stopping", "front", "none"] = "auto"
     """`auto`: the model of `search.algorithm: auto` promotes, too; beside another searcher, and where
     `budget.trials` is below 16, it is `asha`."""
-    min_epochs: Count | Literal["auto"] = "auto"
+    min_epochs: AutoCount = "auto"
     """No trial is paused or stopped by the scheduler before it; `auto`: a ninth of `max_epochs`."""
     max_epochs: Count = 9
     """Epochs of a trial that passes every rung."""
@@ -206,7 +216,7 @@ class Training(Strict):
     """Cores, and so threads, of each worker."""
     gpus_per_worker: float | Literal["auto"] = "auto"
     """`auto`: one where the cluster has GPUs, else none."""
-    gangs: int | Literal["auto"] = "auto"
+    gangs: AutoCount = "auto"
     """Trials at the same time; `auto`: as many as fit on the cluster, also while it grows and shrinks."""
     max_gangs: Count | None = None
     """`gangs: auto`: never more trials at the same time than this; so many are asked of an autoscaler."""
@@ -245,13 +255,6 @@ class Training(Strict):
     def hang_timeout_s(self) -> float | None:
         """`hang_timeout` in seconds; None where it is `auto`."""
         return None if self.hang_timeout == "auto" else seconds_of(self.hang_timeout)
-
-    @field_validator("gangs", mode="plain")
-    @classmethod
-    def _gangs(cls, value: object) -> object:
-        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-            return value
-        raise ValueError("must be 'auto' or a whole number from 1")
 
     @field_validator("wait_for_resources", mode="plain")
     @classmethod

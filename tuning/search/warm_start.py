@@ -82,9 +82,9 @@ def earlier_trials(experiment: Experiment, storage: str | Path) -> tuple[list[Ob
             source = _read(place, storage, experiment)
             taken, line = _take(source, experiment, index)
         except (UnknownExperiment, UnreadableResults, ExperimentError) as error:
-            raise ExperimentError(
-                [f"search.from: {place!r}: {problem}" for problem in str(error).splitlines()]
-            ) from error
+            problems = (f"got {place!r}: {problem}" for problem in str(error).splitlines())
+            path = ("search", "from", index)
+            raise ExperimentError([experiment.problem(path, each) for each in problems]) from error
         observed += taken
         lines.append(line)
     return observed, lines
