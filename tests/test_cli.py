@@ -388,6 +388,10 @@ def test_results_to_files_keep_their_dtypes(captune, birds, tmp_path):
     assert len(pd.read_csv(tmp_path / "t.csv")) == 4
     assert "--output" in said(captune("results", "birds", "--format", "parquet"), 2)
     assert "--output" in said(captune("results", "birds", "--output", "t.txt"), 2)
+    for output in ("nodir/t.csv", "birds.yaml/t.csv", 300 * "t"):
+        told = said(captune("results", "birds", "--format", "csv", "--output", output), 2)
+        assert f"--output: cannot write {output}: " in told
+    assert "File name too long" in said(captune("results", 300 * "b"), 2)
 
 
 @pytest.mark.parametrize(

@@ -99,8 +99,13 @@ def results(
     chosen = frame.head(limit) if limit else frame
     if form == "table":
         print_table(chosen, found, whole=columns is not None or table == "schedule")
-    else:
-        write_frame(chosen, form, output)
+        return
+    if output is not None:
+        try:
+            output.open("ab").close()
+        except OSError as error:
+            raise UserMistake(f"--output: cannot write {output}: {error.strerror}") from error
+    write_frame(chosen, form, output)
 
 
 @click.command()
