@@ -182,6 +182,8 @@ def test_mistakes_are_told_without_a_traceback(captune, runner):
     assert "does not exist" in said(captune("run", "brids.yaml"), 2)
     assert "trials" in said(captune("run", "birds.yaml", "--set", "budget.trials=none"), 2)
     assert "unknown key" in said(captune("check", "birds.yaml", "--set", "serach.seed=1"), 2)
+    for command in (["run"], ["check"], ["submit", "--address", "http://head:8265"]):
+        assert "storage: got '': " in said(captune(*command, "birds.yaml", "--storage", ""), 2)
     runner.error = ExperimentError(["captune-results/birds has results already: go on with --resume"])
     assert "go on with --resume" in said(captune("run", "birds.yaml"), 2)
 

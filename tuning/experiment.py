@@ -304,6 +304,8 @@ class Experiment(Strict):
     @field_validator("storage")
     @classmethod
     def _place(cls, storage: str) -> str:
+        if not storage.strip():
+            raise ValueError("names a folder or a URL, but is empty")
         if is_url(storage := local(storage)):
             refuse_url(storage)
             return storage
