@@ -60,7 +60,7 @@ def show_log(name: str, storage: str, *, follow: bool) -> None:
 
     folder = _folder(name, storage)
     try:
-        file = (folder / NAME).open(encoding="utf-8")
+        file = (folder / NAME).open(encoding="utf-8", errors="replace")  # a full disk cuts where it likes
     except FileNotFoundError:
         raise WorkFailed(f"{folder} has no {NAME}: it was run by an earlier version, or never") from None
     with file:
