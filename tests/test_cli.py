@@ -599,13 +599,16 @@ FRAME = pd.DataFrame(
         ("epochs == 2.0 AND flag == false", [1]),
         ("at > 2026-01-01T12:00", [1]),
         ("epochs > 7", []),
+        ("""state == "'completed'" """.strip(), []),
     ],
 )
 def test_where(condition, rows):
     assert where(FRAME, condition).index.tolist() == rows
 
 
-@pytest.mark.parametrize("condition", ["flag > true", "at > noon", "lr", "lr ==", "== 3", "lr > 0.1 and"])
+@pytest.mark.parametrize(
+    "condition", ["flag > true", "at > noon", "lr < nan", "lr", "lr ==", "== 3", "lr > 0.1 and"]
+)
 def test_where_refuses(condition):
     with pytest.raises(QueryError):
         where(FRAME, condition)
