@@ -163,8 +163,9 @@ def test_it_learns(data):
 
 def test_a_full_evaluation_tells_quality_and_cost(data):
     captioning = trial(data)
-    captioning.train_epoch()
+    training = captioning.train_epoch()
     light, full = captioning.evaluate(full=False), captioning.evaluate(full=True)
+    assert training.keys() | full == captioning.reported_metrics
     assert set(light) == {"val_loss", "token_accuracy"}
     assert set(full) - set(light) == {"bleu4", "rouge_l", "cider", "compression_ratio", *COST}
     assert all(math.isfinite(value) for value in full.values())

@@ -134,6 +134,7 @@ storage: ftp://host/results
         ("budget: {money: 20}", ":8: budget: `money` needs `price_per_hour`"),
         ("budget: {worker_hours: 0}", ":8: budget.worker_hours: got 0: should be greater than 0"),
         ("budget: {trials: 4, epochs: 0}", ":8: budget.epochs: got 0: should be greater than or equal to 1"),
+        ("objectives: [{metric: '', mode: max}]", ":7: objectives.0.metric: got '': should have at least 1"),
         ("objectives: []", ":7: objectives: needs an objective"),
         (
             "objectives: [{metric: cider, mode: max}, {metric: cider, mode: min}]",
@@ -280,6 +281,18 @@ def test_what_the_trainable_refuses_is_named_with_its_line(write):
     assert problems(write(), "model.decoder=rnn") == [
         f"{override}: model.decoder: got 'rnn': there are gru, transformer"
     ]
+
+
+def test_a_metric_that_the_trainable_does_not_report_is_refused_where_that_is_known(write):
+    curves = ["trainable=curves", "data={}", "model={}"]
+    path = write(BASE.replace("cider", "socre"))
+    Experiment.load(path)  # of one's own: nobody knows
+    assert problems(path, *curves) == [
+        f"{path}:7: objectives.0.metric: got 'socre': 'curves' does not report it; did you mean 'score'?"
+    ]
+    (problem,) = problems(path, *curves, "objectives.0.metric=score", "constraints=[{metric: macs, max: 1}]")
+    assert "constraints.0.metric: got 'macs': 'curves' does not report it; there are checkpoint" in problem
+    Experiment.load(path, [*curves, "objectives.0.metric=worker_s"])
 
 
 def test_a_setting_both_fixed_and_searched_is_refused(write):

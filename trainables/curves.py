@@ -61,6 +61,7 @@ class Curves:
     """The trainable `curves`; implements `trainables.trial.Trainable`."""
 
     mutable = frozenset(CurveSettings.model_fields)
+    reported_metrics = frozenset({"train_loss", "learning_rate", "val_loss", "score"})
 
     @classmethod
     def check(

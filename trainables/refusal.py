@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 def refusal(details: ErrorDetails) -> str:
     """`got VALUE: should be …`, with the nearest of a few valid values."""
     value, message = details["input"], details["msg"]
-    rule = details.get("ctx", {}).get("error") or message.replace("Input should", "should")
+    rule = details.get("ctx", {}).get("error") or re.sub("^(Input|String) should", "should", message)
     near: list[str] = []
     if details["type"] == "literal_error":
         near = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", message), n=1)

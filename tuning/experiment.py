@@ -32,7 +32,7 @@ from search_spaces.nearest import nearest
 from search_spaces.space import Space, SpaceError
 from trainables.refusal import refusal
 from trainables.store import is_url, local, refuse_url, under, without_secrets
-from trainables.trial import SettingsError, refuse_immutable, resolve_trainable
+from trainables.trial import GANG_METRICS, SettingsError, refuse_immutable, resolve_trainable
 from tuning.contradictions import Contradictions, refuse_contradictions
 from tuning.experiment_file import ExperimentError, Source, read_experiment_file
 from tuning.gangs.resources import DoesNotFit, GangPlan, NodeResources, plan_gangs
@@ -205,6 +205,7 @@ class Experiment(Strict):
                 raise SettingsError(("training", "on_out_of_memory"), f"got 'accumulate': {rule}")
             if self.compression.search == "children":
                 self._check_children(trainable)
+            self._check_metrics(trainable)
         except SettingsError as error:
             raise ExperimentError([self.problem(error.path, error.message)]) from error
 
@@ -233,6 +234,17 @@ class Experiment(Strict):
             problems.append(self.problem(("model", METHOD), f"got {fixed!r}: {whole}leave it out"))
         if problems:
             raise ExperimentError(problems)
+
+    def _check_metrics(self, trainable: Any) -> None:
+        if "reported_metrics" not in vars(trainable):  # the first trial tells
+            return
+        known = sorted({*trainable.reported_metrics, *GANG_METRICS})
+        for section in ("objectives", "constraints"):
+            for index, asked in enumerate(getattr(self, section)):
+                if asked.metric not in known:
+                    rule = f"got {asked.metric!r}: {self.trainable!r} does not report it"
+                    place = (section, str(index), "metric")
+                    raise SettingsError(place, rule + nearest(asked.metric, known))
 
     def _check_children(self, trainable: Any) -> None:
         if not hasattr(trainable, "variants"):

@@ -43,7 +43,7 @@ class Strict(BaseModel):
 class Objective(Strict):
     """One figure of the trials that is to be as large or as small as possible."""
 
-    metric: str
+    metric: Annotated[str, Field(min_length=1)]
     """A metric that the trainable reports."""
     mode: Literal["max", "min"]
     reference: Annotated[float, Field(allow_inf_nan=False)] | None = None
@@ -57,7 +57,7 @@ class Objective(Strict):
 class Constraint(Strict):
     """A bound that the best trial must keep."""
 
-    metric: str
+    metric: Annotated[str, Field(min_length=1)]
     max: Annotated[float, Field(allow_inf_nan=False)] | None = None
     min: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
