@@ -23,7 +23,7 @@ from search_spaces.space import Space
 from tuning.events import EpochReported, TrialEnded, TrialStarted
 from tuning.experiment import Experiment
 from tuning.forecast import Forecast
-from tuning.resuming import history
+from tuning.resuming import history, refuse_changes
 from tuning.search import ranking
 from tuning.tables.consistency import check_tables
 from tuning.tables.ledger import Ledger
@@ -434,6 +434,14 @@ def test_description_keeps_the_first_start_and_no_secrets(tmp_path, monkeypatch)
     assert record["seed"] == 7 and record["cores"] >= 1 and record["versions"]["pandas"] == pd.__version__
     assert [later["command"][-1] for later in record["resumed"]] == ["--resume"]
     assert "name: x" in (tmp_path / "x" / "experiment.yaml").read_text()
+
+
+def test_a_text_that_looks_like_a_number_comes_back_as_text(tmp_path):
+    spec = Experiment.from_dict(experiment(tmp_path / "1e5").to_dict() | {"model": {"mean": "1e-4"}})
+    play(ResultsWriter(spec)).close()
+    write_description(spec, command=["captune"])
+    assert load(spec.folder).experiment == spec
+    refuse_changes(spec, spec.folder)
 
 
 def test_check_tables_sees_what_is_wrong(tmp_path):

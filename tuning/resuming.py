@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tuning.experiment import Experiment, ExperimentError
 from tuning.experiment_file import read_experiment_file
 from tuning.tables.ledger import Ledger
@@ -32,7 +30,7 @@ def refuse_changes(experiment: Experiment, folder: Path) -> None:
     if not (folder / "trials.parquet").exists():
         return
     before = dict(_leaves(read_experiment_file(folder / "experiment.yaml")[0]))
-    now = dict(_leaves(yaml.safe_load(yaml.safe_dump(experiment.to_dict()))))
+    now = dict(_leaves(experiment.to_dict()))
     changed = [
         key
         for key in dict.fromkeys([*before, *now])

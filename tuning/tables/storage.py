@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pandas as pd
 import pyarrow
-import yaml
 
 from search_spaces.nearest import nearest
 from trainables.store import Store, is_url, local, refuse_url, without_secrets
 from tuning.environment import describe_environment
-from tuning.experiment_file import ExperimentError
+from tuning.experiment_file import ExperimentError, experiment_text
 from tuning.tables.copies import fetch_for_reading, split_url
 from tuning.tables.schema import Column
 
@@ -126,7 +125,7 @@ def write_description(experiment: Experiment, *, command: Sequence[str], data: s
     """
     folder = experiment.folder
     folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(experiment.to_dict(), sort_keys=False, allow_unicode=True)
+    text = experiment_text(experiment.to_dict())
     _replace(folder / "experiment.yaml", lambda file: file.write(text.encode()))
     now = describe_environment(command=command, seed=experiment.search.seed)
     now |= {} if data is None else {"data": data}
