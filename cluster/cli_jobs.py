@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import shlex
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tuning.commands import local
-from tuning.commands.parts import UserMistake, WorkFailed, storage_option
+from tuning.commands.parts import (
+    UserMistake,
+    WorkFailed,
+    file_argument,
+    set_option,
+    storage_option,
+    with_storage,
+)
 
 if TYPE_CHECKING:
     from cluster.jobs import JobServer
@@ -23,7 +30,7 @@ _job = click.argument("job")
 
 
 def _is_url(context: click.Context, parameter: click.Parameter, address: str | None) -> str | None:
-    if address and not address.startswith(("http://", "https://")):
+    if address is not None and not address.startswith(("http://", "https://")):
         raise click.BadParameter(f"must be the dashboard's, as in http://HEAD:8265, but got {address!r}")
     return address
 
@@ -42,13 +49,11 @@ def _address(*, required: bool) -> Callable[..., Any]:
 
 
 @click.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@file_argument
 @_address(required=True)
 @click.option("--follow", is_flag=True, help="Show what the job prints, to its end; end as it does.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run; finished trials are kept.")
-@click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Put a value over the file's; repeatable."
-)
+@set_option
 @click.option(
     "--storage",
     metavar="DIR",
@@ -90,11 +95,9 @@ def submit(
     from cluster.jobs import load_for_cluster
 
     options = [word for override in overrides for word in ("--set", override)]
-    options += ["--storage", storage] if storage else []
+    options += [] if storage is None else ["--storage", storage]
     options += ["--resume"] if resume else []
-    experiment = load_for_cluster(
-        file, [*overrides, f"storage={json.dumps(storage)}"] if storage else overrides
-    )
+    experiment = load_for_cluster(file, with_storage(overrides, storage))
     with _talking_to(address) as server:
         job = server.submit(experiment, file, options=options, python=python, off_head=off_head)
         click.echo(job)
@@ -188,7 +191,8 @@ def _follow(server: JobServer, job: str) -> None:
     try:
         ended = server.follow(job, lambda text: click.echo(text, nl=False))
     except KeyboardInterrupt:
-        click.echo(f"{job} goes on; captune stop {job} --address {server.address} ends it", err=True)
+        ends = shlex.join(["captune", "stop", job, "--address", server.address])
+        click.echo(f"{job} goes on; {ends} ends it", err=True)
         click.get_current_context().exit(130)
     if ended.status.value != "SUCCEEDED":
         raise WorkFailed(f"{job}: {ended.status.value}: {ended.message}")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -47,6 +48,9 @@ def monitoring(folder: Path, ray_folder: Path) -> None:
     prometheus = PROMETHEUS.format(alerts=ALERTS, nodes=nodes)
     (folder / "prometheus.yml").write_text(prometheus, encoding="utf-8")
     grafana = ray_folder / "session_latest" / "metrics" / "grafana"
-    click.echo(f"prometheus --config.file={folder / 'prometheus.yml'}")
-    click.echo(f"cp {folder / DASHBOARD} {grafana / 'dashboards'}/")
-    click.echo(f"grafana server --config {grafana / 'grafana.ini'}")
+    for words in (
+        ["prometheus", f"--config.file={folder / 'prometheus.yml'}"],
+        ["cp", str(folder / DASHBOARD), f"{grafana / 'dashboards'}/"],
+        ["grafana", "server", "--config", str(grafana / "grafana.ini")],
+    ):
+        click.echo(shlex.join(words))

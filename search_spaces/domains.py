@@ -7,15 +7,19 @@ A domain is data and holds no random state: who draws brings a trial of Optuna (
 from __future__ import annotations
 
 import math
+import reprlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import ClassVar
+from typing import ClassVar, TypeGuard
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
 Scalar = str | int | float | bool | None
+#: Of more, neighbours are one and the same float.
+MOST_STEPS = 2**53
 #: Values of other hyperparameters, by their names, with which a domain applies.
 Condition = Mapping[str, Sequence[Scalar]]
 
@@ -36,9 +40,13 @@ class Float:
 
     def __post_init__(self) -> None:
         _check_range(self)
-        if self.step is not None and not self.step > 0:
+        if self.step is None:
+            return
+        if not self.step > 0:
             raise ValueError(f"`step > 0` must hold, but got step={self.step!r}")
-        if self.step is not None and self.log:
+        if (self.high - self.low) / self.step > MOST_STEPS:
+            raise ValueError(f"`step` must be one that floats can tell apart, but got step={self.step!r}")
+        if self.log:
             raise ValueError(f"`step` and `log` exclude each other, but got step={self.step!r}, log=True")
 
     @property
@@ -80,9 +88,7 @@ class Float:
 
     def contains(self, value: object) -> bool:
         """Whether `value` could come up."""
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            return False
-        if not self.low <= value <= self.top:
+        if not _is_finite(value) or not self.low <= value <= self.top:
             return False
         steps = 0.0 if self.step is None else (value - self.low) / self.step
         return abs(steps - round(steps)) < 1e-8
@@ -106,8 +112,9 @@ class Int:
     def __post_init__(self) -> None:
         _check_range(self)
         for name in ("low", "high", "step"):
-            if not isinstance(getattr(self, name), int):
-                raise ValueError(f"`{name}` must be a whole number, but got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not isinstance(value, int) or abs(value) >= 2**63:
+                raise ValueError(f"`{name}` must be a whole number of at most 64 bits, but got {value!r}")
         if self.step < 1:
             raise ValueError(f"`step >= 1` must hold, but got step={self.step!r}")
         if self.step != 1 and self.log:
@@ -208,14 +215,20 @@ Domain = Float | Int | Choice
 
 
 def _check_range(domain: Float | Int) -> None:
-    for name in ("low", "high"):
-        bound = getattr(domain, name)
-        if isinstance(bound, bool) or not isinstance(bound, (int, float)) or not math.isfinite(bound):
-            raise ValueError(f"`{name}` must be a finite number, but got {bound!r}")
+    for name in ("low", "high", "step"):
+        value = getattr(domain, name)
+        if not _is_finite(value) and (name, value) != ("step", None):
+            raise ValueError(f"`{name}` must be a finite number, but got {reprlib.repr(value)}")
     if not domain.low <= domain.high:
         raise ValueError(f"`low <= high` must hold, but got low={domain.low!r}, high={domain.high!r}")
     if domain.log and not domain.low > 0:
         raise ValueError(f"`low > 0` must hold with `log`, but got low={domain.low!r}")
+
+
+def _is_finite(value: object) -> TypeGuard[float]:
+    """Whether it is a number that a float can hold; `math.isfinite` raises at a whole one that none can."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
 
 
 def _between(low: float, high: float, unit: float) -> float:

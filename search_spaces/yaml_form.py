@@ -65,6 +65,9 @@ def _parse_condition(when: object) -> Condition | None:
         return None
     if not isinstance(when, Mapping):
         raise ValueError(f"`when` must be like {{compression.method: [low_rank]}}, but got {when!r}")
+    for parent, values in when.items():
+        if not isinstance(values, (Scalar, list, tuple)):
+            raise ValueError(f"`when` takes values of {parent!r}, but got {values!r}")
     return {
         str(parent): [values] if isinstance(values, Scalar) else list(values)
         for parent, values in when.items()

@@ -164,8 +164,9 @@ def test_it_learns(data):
 
 def test_a_full_evaluation_tells_quality_and_cost(data):
     captioning = trial(data)
-    captioning.train_epoch()
+    training = captioning.train_epoch()
     light, full = captioning.evaluate(full=False), captioning.evaluate(full=True)
+    assert training.keys() | full == captioning.reported_metrics
     assert set(light) == {"val_loss", "token_accuracy"}
     assert set(full) - set(light) == {"bleu4", "rouge_l", "cider", "compression_ratio", *COST}
     assert all(math.isfinite(value) for value in full.values())
@@ -397,6 +398,14 @@ def test_a_compressed_encoder_sees_the_images_once_for_all_trials(data, monkeypa
         ({"image_size": 4}, {}, {}, ("data", "image_size"), "16"),
         ({"seed": -1}, {}, {}, ("data", "seed"), "greater than or equal to 0"),
         ({"format": "coco"}, {}, {}, ("data", "path"), "folder"),
+        (
+            {"format": "flickr"},
+            {},
+            {},
+            ("data", "format"),
+            "got 'flickr': should be 'shapes', .* did you mean 'flickr8k'",
+        ),
+        ({}, {"encoder": "resnet"}, {}, ("model", "encoder"), "got 'resnet': should be 'cnn'"),
         ({"path": "/tmp"}, {}, {}, ("data", "path"), "leave the path out"),
         ({}, {"droput": 0.1}, {}, ("model", "droput"), "did you mean dropout"),
         ({}, {"dropout": 1.5}, {}, ("model", "dropout"), "1.5"),

@@ -1,6 +1,8 @@
 """The command: what it prints, what it refuses, and its exit codes. No Ray: the runner is a fake."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,7 +25,7 @@ from tuning.runner import CannotGoOn, ExportFailed, GivenUp
 from tuning.tables.query import QueryError, where
 from tuning.tables.results import load
 from tuning.tables.results_writer import ResultsWriter
-from tuning.tables.storage import note, write_description
+from tuning.tables.storage import note, write_description, write_table
 from tuning.tables.summaries import experiment_state
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -153,6 +155,20 @@ def test_run_without_one_good_trial_fails(captune, runner):
     assert "there were none" in said(captune("run", "birds.yaml", "--set", "name=none"), 1)
 
 
+@pytest.mark.parametrize("error", [None, GivenUp("all of the first 10 trials went wrong")])
+def test_commands_that_are_printed_work_as_typed(captune, runner, error):
+    runner.events = trial(0, 0.1, [0.4], "failed")
+    elsewhere = ["--storage", "my results"]
+    output = said(captune("run", "birds.yaml", *elsewhere), 1)
+    if error:
+        runner.error = error
+        output = said(captune("run", "birds.yaml", *elsewhere), 1)
+    (printed,) = re.findall(r"captune (results .*--columns all)", output)
+    assert "why failed" in said(captune(*shlex.split(printed)), 0)
+    absent = said(captune("results", "birds", "variants", *elsewhere), 2)
+    assert "captune compress 'my results/birds' makes them" in absent
+
+
 def test_ctrl_c_says_how_to_go_on(captune, runner):
     runner.error = KeyboardInterrupt()
     output = said(captune("run", "birds.yaml", "--set", "search.seed=3", "--storage", "my results"), 130)
@@ -166,6 +182,8 @@ def test_mistakes_are_told_without_a_traceback(captune, runner):
     assert "does not exist" in said(captune("run", "brids.yaml"), 2)
     assert "trials" in said(captune("run", "birds.yaml", "--set", "budget.trials=none"), 2)
     assert "unknown key" in said(captune("check", "birds.yaml", "--set", "serach.seed=1"), 2)
+    for command in (["run"], ["check"], ["submit", "--address", "http://head:8265"]):
+        assert "storage: got '': " in said(captune(*command, "birds.yaml", "--storage", ""), 2)
     runner.error = ExperimentError(["captune-results/birds has results already: go on with --resume"])
     assert "go on with --resume" in said(captune("run", "birds.yaml"), 2)
 
@@ -270,10 +288,10 @@ def test_check_tells_starting_points_sources_budgets_and_references(captune, tmp
 @pytest.mark.parametrize(
     ("sources", "told"),
     [
-        ("[birrds]", "search.from: 'birrds': no experiment 'birrds' in storage 'captune-results'"),
-        ("[gone.parquet]", "search.from: 'gone.parquet': gone.parquet is not a readable Parquet table"),
-        ("[birds.yaml]", "search.from: 'birds.yaml': no experiment"),
-        ("[others]", "search.from: 'others': its trials reported no 'cider', which is an objective here"),
+        ("[birrds]", "search.from.0: got 'birrds': no experiment 'birrds' in storage 'captune-results'"),
+        ("[gone.parquet]", "search.from.0: got 'gone.parquet': gone.parquet is not a readable Parquet table"),
+        ("[birds.yaml]", "search.from.0: got 'birds.yaml': no experiment"),
+        ("[others]", "search.from.0: got 'others': its trials reported no 'cider', which is"),
     ],
 )
 def test_check_refuses_sources_as_the_run_would(captune, birds, sources, told):
@@ -282,7 +300,7 @@ def test_check_refuses_sources_as_the_run_would(captune, birds, sources, told):
     objectives = [{"metric": "bleu4", "mode": "max"}]
     record(Experiment.from_dict(SPEC | {"name": "others", "objectives": objectives}), events)
     words = ("birds.yaml", "--set", "name=eagles", "--set", f"search.from={sources}")
-    assert told in said(captune("check", *words), 2)
+    assert f"--set search.from={sources}: {told}" in said(captune("check", *words), 2)
 
 
 def test_a_grid_is_told_with_its_size(captune, tmp_path):
@@ -372,6 +390,10 @@ def test_results_to_files_keep_their_dtypes(captune, birds, tmp_path):
     assert len(pd.read_csv(tmp_path / "t.csv")) == 4
     assert "--output" in said(captune("results", "birds", "--format", "parquet"), 2)
     assert "--output" in said(captune("results", "birds", "--output", "t.txt"), 2)
+    for output in ("nodir/t.csv", "birds.yaml/t.csv", 300 * "t"):
+        told = said(captune("results", "birds", "--format", "csv", "--output", output), 2)
+        assert f"--output: cannot write {output}: " in told
+    assert "File name too long" in said(captune("results", 300 * "b"), 2)
 
 
 @pytest.mark.parametrize(
@@ -480,7 +502,15 @@ def test_list_tells_how_each_stands(captune, birds):
     assert "cider 0.4 (trial 00001)" in lines["birds"] and "2026-01-01 00:00:00" in lines["birds"]
     assert "unfinished" in lines["halfway"] and "1/4" in lines["halfway"]
     assert "running" in lines["running"].split()[1]
-    assert "no experiments in nowhere" in said(captune("list", "--storage", "nowhere"), 0)
+
+
+def test_list_refuses_what_is_no_folder_but_for_the_default_before_the_first_run(captune, tmp_path):
+    assert "no experiments in captune-results" in said(captune("list"), 0)
+    for storage, reason in {"nowhere": "No such file", "birds.yaml": "Not a directory"}.items():
+        output = said(captune("list", "--storage", storage), 2)
+        assert f"--storage: cannot look into '{storage}': {reason}" in output
+    (tmp_path / "empty").mkdir()
+    assert "no experiments in empty" in said(captune("list", "--storage", "empty"), 0)
 
 
 def paused(number, reason):
@@ -537,9 +567,14 @@ def test_list_goes_on_after_one_that_cannot_be_read(captune, birds):
     (record(Experiment.from_dict(SPEC | {"name": "b-broken"}), []).folder / "experiment.yaml").write_text(
         "x: ["
     )
-    output = said(captune("list"), 0)
-    assert output.count("unreadable") == 2 and "finished" in output
-    assert "trials.parquet does not exist" in output
+    other = record(Experiment.from_dict(SPEC | {"name": "c-broken"}), []).folder
+    write_table(pd.DataFrame({"x": [1]}), other / "trials.parquet")
+    table, _, reasons = said(captune("list"), 0).partition("unreadable: a-broken: ")
+    states = dict(line.split()[:2] for line in table.splitlines()[2:] if line)
+    broken = dict.fromkeys(["a-broken", "b-broken", "c-broken"], "unreadable")
+    assert states == broken | {"birds": "finished"}
+    assert "trials.parquet does not exist" in reasons and "unreadable: b-broken: " in reasons
+    assert "unreadable: c-broken: captune-results/c-broken/trials.parquet is not a table" in reasons
 
 
 FRAME = pd.DataFrame(
@@ -564,13 +599,16 @@ FRAME = pd.DataFrame(
         ("epochs == 2.0 AND flag == false", [1]),
         ("at > 2026-01-01T12:00", [1]),
         ("epochs > 7", []),
+        ("""state == "'completed'" """.strip(), []),
     ],
 )
 def test_where(condition, rows):
     assert where(FRAME, condition).index.tolist() == rows
 
 
-@pytest.mark.parametrize("condition", ["flag > true", "at > noon", "lr", "lr ==", "== 3", "lr > 0.1 and"])
+@pytest.mark.parametrize(
+    "condition", ["flag > true", "at > noon", "lr < nan", "lr", "lr ==", "== 3", "lr > 0.1 and"]
+)
 def test_where_refuses(condition):
     with pytest.raises(QueryError):
         where(FRAME, condition)

@@ -67,6 +67,7 @@ def test_a_finished_run_is_consistent(folder, capsys):
     assert set(load(folder).trials["state"]) == {"completed", "paused"}
     assert check_folder(folder) == []
     assert main([str(folder)]) == 0
+    assert main([]) == main([str(folder), str(folder / "nowhere")]) == 2
 
 
 def test_a_missing_checkpoint_is_seen(folder, capsys):

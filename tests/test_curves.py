@@ -29,6 +29,11 @@ def test_the_curve_rises_towards_its_asymptote():
     assert figures[0] == pytest.approx(0.2592, abs=1e-4) and figures[-1] == pytest.approx(1, abs=1e-4)
 
 
+def test_it_reports_what_it_says():
+    curves = trial()
+    assert {**curves.train_epoch(), **curves.evaluate(full=True)}.keys() == curves.reported_metrics
+
+
 def test_a_high_learning_rate_leads_early_and_loses_late():
     fast, best = scores(trial(learning_rate=10**-2.1), 30), scores(trial(learning_rate=10**-2.5), 30)
     assert fast[0] > best[0] and fast[-1] < best[-1]

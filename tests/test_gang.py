@@ -12,7 +12,7 @@ from ray.exceptions import ActorUnavailableError
 
 from trainables import gang as gangs
 from trainables.order import Failure, Moved, Order
-from trainables.trial import LeftEarly, SettingsError, TrialDiverged
+from trainables.trial import GANG_METRICS, LeftEarly, SettingsError, TrialDiverged
 from tuning.gangs.mailbox import Mailbox
 from tuning.gangs.watchdog import Watchdog
 
@@ -84,6 +84,7 @@ def test_figures_are_reported_as_plain_floats(mailbox, member, order):
     member().run(*begin(mailbox, order))
     metrics = mailbox.await_report(order, 1, 0.0).metrics
     assert metrics["loss"] == 0.5 and metrics["score"] == 2.0
+    assert metrics.keys() - {"loss", "score"} == GANG_METRICS
     assert {type(value) for value in metrics.values()} == {float}
 
 

@@ -129,8 +129,36 @@ def test_the_dashboard_tells_of_a_run_that_is_no_job(monkeypatch):
     assert told["owner"] and all(isinstance(value, str) for value in told.values())
 
 
-def test_what_does_not_answer_is_told():
-    outcome = CliRunner().invoke(main, ["status", "job", "--address", "head:8265"])
+def too_late(**options):
+    raise Exception("The current node timed out during startup")
+
+
+@pytest.mark.timeout(30)  # imports Ray
+@pytest.mark.parametrize(
+    "name, value, kind, message",
+    [
+        ("RAY_ADDRESS", "garbage", ExperimentError, "RAY_ADDRESS: got 'garbage': must be HOST:PORT"),
+        ("RAY_ADDRESS", "http://head:8265", ExperimentError, "RAY_ADDRESS: got 'http://head:8265'"),
+        ("RAY_ADDRESS", "head:99999", ExperimentError, "RAY_ADDRESS: got 'head:99999': must be HOST:PORT"),
+        ("RAY_ADDRESS", "127.0.0.1:1", ConnectionError, "RAY_ADDRESS: no Ray answers at '127.0.0.1:1'"),
+        ("RAY_ADDRESS", "auto", ConnectionError, "RAY_ADDRESS: cannot join the Ray at 'auto': The current"),
+        ("RAY_ADDRESS", "local", ConnectionError, "Ray did not start here: The current node timed out"),
+        ("RAY_AUTH_TOKEN_PATH", "/nope", ExperimentError, "RAY_AUTH_TOKEN_PATH names '/nope'"),
+    ],
+)
+def test_where_there_is_no_ray_the_address_and_its_origin_are_named(monkeypatch, name, value, kind, message):
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", too_late)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(kind, match=message), connect():
+        pass
+
+
+@pytest.mark.parametrize("address", ["head:8265", ""])
+def test_a_dashboard_that_is_none_is_refused(address):
+    outcome = CliRunner().invoke(main, ["status", "job", "--address", address])
     assert outcome.exit_code == 2 and "http://HEAD:8265" in outcome.output
 
 

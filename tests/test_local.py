@@ -17,7 +17,7 @@ from recorded import describe, record
 from tuning.cli import main
 from tuning.driver import DRIVER, NotOurs, announced, find_driver, is_running, lock_of
 from tuning.events import TrialEnded, TrialStarted
-from tuning.run_log import written_down
+from tuning.run_log import NAME, written_down
 
 ROOT = Path(__file__).parent.parent
 AT = record.__globals__["AT"]
@@ -123,6 +123,8 @@ def test_what_a_run_says_is_written_down_run_after_run(tmp_path):
     with pytest.raises(KeyboardInterrupt), written_down(experiment, experiment.folder, said.append):
         raise KeyboardInterrupt
     (tmp_path / "new" / "experiment.yaml").touch()
+    with (tmp_path / "new" / NAME).open("ab") as log_file:
+        log_file.write("▸".encode()[:2])  # cut short
     told = captune("logs", "new", "--storage", tmp_path).output.splitlines()
     assert said == ["40 images"]
     assert told[0].endswith("UTC  new starts") and told[1] == "40 images"
@@ -130,7 +132,7 @@ def test_what_a_run_says_is_written_down_run_after_run(tmp_path):
     assert "00000 failed" in told[3] and "no luck" in told[3]
     assert told[4].strip().startswith("0 s  1 of 6 trials done")
     assert told[5].endswith("done")
-    assert told[-1].endswith("interrupted; --resume goes on")
+    assert told[-2].endswith("interrupted; --resume goes on")
     assert not any("\x1b" in line for line in told)
 
 

@@ -144,7 +144,7 @@ def test_readme_explains_every_metric():
 
 
 def test_the_command_writes_what_prometheus_reads(tmp_path):
-    to = tmp_path / "etc"
+    to = tmp_path / "mon dir"
     outcome = CliRunner().invoke(monitoring, [str(to), "--ray-folder", "/scratch/ray"])
     assert outcome.exit_code == 0, outcome.output
     assert {path.name for path in to.iterdir()} == {DASHBOARD, ALERTS, "prometheus.yml"}
@@ -152,4 +152,4 @@ def test_the_command_writes_what_prometheus_reads(tmp_path):
     assert config["rule_files"] == [ALERTS]
     (job,) = config["scrape_configs"]
     assert job["file_sd_configs"] == [{"files": ["/scratch/ray/prom_metrics_service_discovery.json"]}]
-    assert f"cp {to / DASHBOARD} /scratch/ray/session_latest/metrics/grafana/dashboards/" in outcome.output
+    assert f"cp '{to / DASHBOARD}' /scratch/ray/session_latest/metrics/grafana/dashboards/" in outcome.output

@@ -14,6 +14,7 @@ from tuning.choosing import pareto
 from tuning.cli import main
 from tuning.tables.query import QueryError
 from tuning.tables.results import load
+from tuning.tables.schema import VARIANT_HEAD
 from tuning.tables.storage import UnreadableResults, write_table
 
 BY_CIDER = [{"metric": "cider", "mode": "max"}]
@@ -195,6 +196,7 @@ def birds(tmp_path, monkeypatch):
 def add_variants(found):
     columns = ["variant_id", "parent", "methods", "cider", "size_mb", "latency_ms", "latency_p90_ms"]
     table = pd.DataFrame(VARIANTS, columns=columns).convert_dtypes().assign(state="completed")
+    table = table.reindex(columns=dict.fromkeys([*(each.name for each in VARIANT_HEAD), *table]))
     write_table(table, found.folder / "variants.parquet")
 
 
@@ -310,5 +312,7 @@ def test_without_candidates_the_command_fails_and_says_why(birds, captune, tmp_p
 def test_a_damaged_table_of_variants_is_named(birds, captune):
     (birds.folder / "variants.parquet").write_bytes(b"no table")
     assert "variants.parquet is not a readable Parquet table" in captune(2, "birds")
+    write_table(pd.DataFrame({"x": [1]}), birds.folder / "variants.parquet")
+    assert "variants.parquet is not a table that Captune wrote: it has no variant_id" in captune(2, "birds")
     with pytest.raises(UnreadableResults):
         birds.variants  # noqa: B018

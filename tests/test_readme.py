@@ -10,6 +10,7 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from pydantic import BaseModel
 
 from search_spaces import SHIPPED, Space
@@ -225,6 +226,20 @@ def test_every_option_in_the_text_exists():
     }
     for option in re.findall(r"`(--[a-z][\w-]*)", TEXT):
         assert option in {*options, "--help"}, option
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_the_simulation_that_is_shown_is_what_is_printed(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    command = "simulate examples/polynomial.yaml --curves trainable --gangs 1,8"
+    told = section("What another scheduler would have done")
+    assert command in told
+    outcome = CliRunner().invoke(main, [*command.split(), "--schedulers", "auto,none"])
+    assert outcome.exit_code == 0, outcome.output
+    printed = [line.split() for line in outcome.output.splitlines() if line.startswith(("auto", "none"))]
+    shown = [line.split() for line in told.splitlines()]
+    assert len(printed) == 4 and all(row in shown for row in printed)
 
 
 def test_every_make_target_exists():

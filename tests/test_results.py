@@ -23,7 +23,7 @@ from search_spaces.space import Space
 from tuning.events import EpochReported, TrialEnded, TrialStarted
 from tuning.experiment import Experiment
 from tuning.forecast import Forecast
-from tuning.resuming import history
+from tuning.resuming import history, refuse_changes
 from tuning.search import ranking
 from tuning.tables.consistency import check_tables
 from tuning.tables.ledger import Ledger
@@ -395,9 +395,30 @@ def test_load_by_name_and_by_folder(tmp_path, monkeypatch):
         load("brids")
     with pytest.raises(UnknownExperiment, match="there are none"):
         load("birds", storage=tmp_path / "nowhere")
+    write_table(pd.DataFrame({"x": [1]}), folder / "trials.parquet")
+    with pytest.raises(UnreadableResults, match="trials.parquet is not a table that Captune"):
+        load("birds")
     (folder / "trials.parquet").write_bytes(b"half a ta")
     with pytest.raises(UnreadableResults, match="trials.parquet is not a readable Parquet table"):
         load("birds")
+
+
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        (b"", ":1: an experiment file holds keys and values"),
+        (b"name: \xe9", ": cannot read the experiment file: not a text file in UTF-8"),
+        (b"name: !!int x", ":1: not valid YAML: 'x' is no int"),
+        (b"nmae: birds", ":1: nmae: unknown key; did you mean 'name'?"),
+    ],
+)
+def test_a_damaged_experiment_is_named(tmp_path, content, problem):
+    play(ResultsWriter(experiment(tmp_path / "birds")), *one_trial("a", [0.3])).close()
+    file = tmp_path / "birds" / "experiment.yaml"
+    file.write_bytes(content)
+    with pytest.raises(UnreadableResults) as refusal:
+        load(tmp_path / "birds").ranked()
+    assert f"{file}{problem}" in str(refusal.value)
 
 
 def test_description_keeps_the_first_start_and_no_secrets(tmp_path, monkeypatch):
@@ -413,6 +434,14 @@ def test_description_keeps_the_first_start_and_no_secrets(tmp_path, monkeypatch)
     assert record["seed"] == 7 and record["cores"] >= 1 and record["versions"]["pandas"] == pd.__version__
     assert [later["command"][-1] for later in record["resumed"]] == ["--resume"]
     assert "name: x" in (tmp_path / "x" / "experiment.yaml").read_text()
+
+
+def test_a_text_that_looks_like_a_number_comes_back_as_text(tmp_path):
+    spec = Experiment.from_dict(experiment(tmp_path / "1e5").to_dict() | {"model": {"mean": "1e-4"}})
+    play(ResultsWriter(spec)).close()
+    write_description(spec, command=["captune"])
+    assert load(spec.folder).experiment == spec
+    refuse_changes(spec, spec.folder)
 
 
 def test_check_tables_sees_what_is_wrong(tmp_path):

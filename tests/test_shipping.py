@@ -14,6 +14,7 @@ from tuning.choosing.shipping import ship
 from tuning.choosing.side_by_side import compare
 from tuning.cli import main
 from tuning.tables.query import QueryError
+from tuning.tables.schema import VARIANT_HEAD
 from tuning.tables.storage import write_table
 
 #: cider, size_mb, latency_ms by trial; the last looks best and diverged.
@@ -80,6 +81,7 @@ def variants(birds):
     columns = ["variant_id", "parent", "methods", "cider", "size_mb", "latency_ms", "state"]
     table = pd.DataFrame(VARIANTS, columns=columns).convert_dtypes()
     table = table.assign(checkpoint="variants/" + table["variant_id"])
+    table = table.reindex(columns=dict.fromkeys([*(each.name for each in VARIANT_HEAD), *table]))
     write_table(table, birds.folder / "variants.parquet")
     for folder in table["checkpoint"]:
         (birds.folder / folder).mkdir(parents=True)

@@ -228,7 +228,7 @@ def test_a_source_that_cannot_be_used_is_refused_with_the_reason(tmp_path, sourc
     record(describe(tmp_path, name="earlier"), [({"learning_rate": 1e-3}, [1], "stopped")])
     own = record(describe(tmp_path), [({"learning_rate": 1e-3}, [1], "stopped")])
     named = source.replace("SELF", str(own.folder)).replace("EARLIER", str(tmp_path / "earlier")).split()
-    with pytest.raises(ExperimentError, match=r"search\.from: ") as refused:
+    with pytest.raises(ExperimentError, match=r"search\.from\.\d: got ") as refused:
         take(tmp_path, *named, **changes)
     assert told in str(refused.value)
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from trainables.refusal import refusal
 from trainables.trial import Metrics, SettingsError, TrialContext, TrialDiverged
 
 FOR_EVER_S = 1e6
@@ -60,6 +61,7 @@ class Curves:
     """The trainable `curves`; implements `trainables.trial.Trainable`."""
 
     mutable = frozenset(CurveSettings.model_fields)
+    reported_metrics = frozenset({"train_loss", "learning_rate", "val_loss", "score"})
 
     @classmethod
     def check(
@@ -78,7 +80,7 @@ class Curves:
                     try:
                         CurveSettings.model_validate({name: example})
                     except ValidationError as error:
-                        raise SettingsError((section, name), error.errors()[0]["msg"]) from error
+                        raise SettingsError((section, name), refusal(error.errors()[0])) from error
 
     @classmethod
     def with_less_memory(cls, settings: Mapping[str, Any], workers: int) -> dict[str, Any] | None:

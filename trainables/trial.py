@@ -104,6 +104,10 @@ class Trainable(Protocol):
     And a class attribute `mutable`, a set of names: hyperparameters that may change in mid-training. With
     others of these, `setup` and then `load` of a trial's checkpoint go on from its weights, and what is new
     acts from the next epoch on. `search.algorithm: pbt` searches no others.
+
+    And a class attribute `reported_metrics`, a set of names: all figures that `train_epoch` and `evaluate`
+    return. With it an objective or constraint of another name is refused before anything starts; a subclass,
+    which may report others, has to say so itself.
     """
 
     def setup(self, config: Mapping[str, Any], context: TrialContext) -> None:
@@ -133,6 +137,8 @@ class Trainable(Protocol):
         """Let go of memory and files; the process lives on and runs the next trial."""
 
 
+#: Figures of every epoch that the gang adds to the trainable's.
+GANG_METRICS = frozenset({"seconds", "worker_s", "checkpoint_mb", "peak_memory_mb"})
 #: What every trainable must have.
 METHODS = ("setup", "train_epoch", "evaluate", "save", "load", "close")
 

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trainables.checkpoint_files import CheckpointUrl, checkpoint_at, has_checkpoint
 from trainables.store import is_url, under
 from trainables.trial import SettingsError, resolve_trainable
@@ -223,4 +221,4 @@ def _known(folder: Path) -> Sequence[Config]:
     path = folder / "experiment.yaml"
     if not path.exists():
         return []
-    return Experiment.from_dict(yaml.safe_load(path.read_text(encoding="utf-8"))).search.start
+    return Experiment.read_back(path).search.start

@@ -6,6 +6,7 @@ Only click is imported at the top, so that `--help` answers at once. What is sho
 
 from __future__ import annotations
 
+import errno
 import io
 import sys
 from importlib.metadata import entry_points
@@ -50,6 +51,8 @@ def _is_users_mistake(error: Exception) -> bool:
     from tuning.tables.storage import UnknownExperiment, UnreadableResults
 
     mistakes = (ExperimentError, SettingsError, QueryError, UnknownExperiment, UnreadableResults)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return True
     return isinstance(error, (*mistakes, PermissionError, NotADirectoryError, FileExistsError))
 
 

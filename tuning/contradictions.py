@@ -1,6 +1,7 @@
 """What the keys of an experiment may not say together, though each of them is right by itself.
 
-Single keys are checked where they are defined, in `tuning/experiment.py`. Pure: nothing is looked up.
+Single keys are checked where they are defined, in `tuning/sections.py` and `experiment.py`. Pure: nothing is
+looked up.
 """
 
 from __future__ import annotations

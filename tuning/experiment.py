@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import reprlib
 import typing
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -29,8 +30,9 @@ from pydantic_core import ErrorDetails
 import search_spaces
 from search_spaces.nearest import nearest
 from search_spaces.space import Space, SpaceError
+from trainables.refusal import refusal
 from trainables.store import is_url, local, refuse_url, under, without_secrets
-from trainables.trial import SettingsError, refuse_immutable, resolve_trainable
+from trainables.trial import GANG_METRICS, SettingsError, refuse_immutable, resolve_trainable
 from tuning.contradictions import Contradictions, refuse_contradictions
 from tuning.experiment_file import ExperimentError, Source, read_experiment_file
 from tuning.gangs.resources import DoesNotFit, GangPlan, NodeResources, plan_gangs
@@ -108,7 +110,7 @@ class Experiment(Strict):
         if isinstance(data, dict) and isinstance(data.get("path"), str):
             overridden = source.place(("data", "path")).startswith("--set")
             base = Path.cwd() if overridden else Path(path).parent
-            data["path"] = str((base / Path(data["path"]).expanduser()).absolute())
+            data["path"] = str((base / os.path.expanduser(data["path"])).absolute())
         experiment = cls._build(tree, source)
         if experiment.compression.search == "children":
             experiment._refuse_compressed_parents()
@@ -123,6 +125,15 @@ class Experiment(Strict):
             ExperimentError: listing every problem.
         """
         return cls._build(tree, Source())
+
+    @classmethod
+    def read_back(cls, path: Path) -> Experiment:
+        """The experiment that a run has written down at `path`. Imports no trainable.
+
+        Raises:
+            ExperimentError: listing every problem with its line.
+        """
+        return cls._build(*read_experiment_file(path))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain, resolved tree, fit for YAML; `Experiment.from_dict(e.to_dict()) == e`."""
@@ -164,6 +175,10 @@ class Experiment(Strict):
         """Epochs after which a trial is evaluated in full: at every rung and at its end."""
         return frozenset({*self.rungs(), self.scheduler.max_epochs})
 
+    def problem(self, path: Sequence[str | int], message: str) -> str:
+        """One line of an `ExperimentError` about the value at `path`: its place in the file, key, message."""
+        return self._source.problem(path, message)
+
     def check_trainable(self, *, data_is_here: bool = True) -> None:
         """Ask the trainable whether it can work with `data`, `model` and the searched names.
 
@@ -190,8 +205,9 @@ class Experiment(Strict):
                 raise SettingsError(("training", "on_out_of_memory"), f"got 'accumulate': {rule}")
             if self.compression.search == "children":
                 self._check_children(trainable)
+            self._check_metrics(trainable)
         except SettingsError as error:
-            raise ExperimentError([self._source.problem(error.path, error.message)]) from error
+            raise ExperimentError([self.problem(error.path, error.message)]) from error
 
     def plan_resources(self, nodes: Sequence[NodeResources]) -> GangPlan:
         """The gangs that run this experiment on a cluster whose nodes have these resources.
@@ -204,20 +220,31 @@ class Experiment(Strict):
             return plan_gangs(self.training, self.budget.trials, nodes)
         except SettingsError as error:
             kind = TooLarge if isinstance(error, DoesNotFit) else ExperimentError
-            raise kind([self._source.problem(error.path, error.message)]) from error
+            raise kind([self.problem(error.path, error.message)]) from error
 
     def _refuse_compressed_parents(self) -> None:
         # Not where results are read: of an experiment that was run, what is whole may be compressed.
         whole = "with `compression.search: children` trials are trained whole and compressed afterwards; "
         problems = [
-            self._source.problem(("search_space", name), f"{whole}do not search it, or use `joint`")
+            self.problem(("search_space", name), f"{whole}do not search it, or use `joint`")
             for name in self.space
             if name.startswith("compression.")
         ]
         if (fixed := self.model.get(METHOD, "none")) != "none":
-            problems.append(self._source.problem(("model", METHOD), f"got {fixed!r}: {whole}leave it out"))
+            problems.append(self.problem(("model", METHOD), f"got {fixed!r}: {whole}leave it out"))
         if problems:
             raise ExperimentError(problems)
+
+    def _check_metrics(self, trainable: Any) -> None:
+        if "reported_metrics" not in vars(trainable):  # the first trial tells
+            return
+        known = sorted({*trainable.reported_metrics, *GANG_METRICS})
+        for section in ("objectives", "constraints"):
+            for index, asked in enumerate(getattr(self, section)):
+                if asked.metric not in known:
+                    rule = f"got {asked.metric!r}: {self.trainable!r} does not report it"
+                    place = (section, str(index), "metric")
+                    raise SettingsError(place, rule + nearest(asked.metric, known))
 
     def _check_children(self, trainable: Any) -> None:
         if not hasattr(trainable, "variants"):
@@ -289,6 +316,8 @@ class Experiment(Strict):
     @field_validator("storage")
     @classmethod
     def _place(cls, storage: str) -> str:
+        if not storage.strip():
+            raise ValueError("names a folder or a URL, but is empty")
         if is_url(storage := local(storage)):
             refuse_url(storage)
             return storage
@@ -298,6 +327,10 @@ class Experiment(Strict):
     def _consistent(self) -> Experiment:
         refuse_contradictions(self)
         return self
+
+
+_KINDS = {"tuple_type": "should be a list"}
+_KINDS |= dict.fromkeys(("dict_type", "model_type"), "should hold keys and values")
 
 
 def _explain(details: ErrorDetails, source: Source) -> list[str]:
@@ -310,16 +343,11 @@ def _explain(details: ErrorDetails, source: Source) -> list[str]:
         return [source.problem(path, f"unknown key{nearest(str(path[-1]), _keys_beside(path))}")]
     if details["type"] == "missing":
         return [source.problem(path, "is missing")]
-    kind = {"tuple_type": "should be a list", "dict_type": "should hold keys and values"}
-    kind["model_type"] = kind["dict_type"]
-    rule = (
-        str(cause) if cause else kind.get(details["type"], details["msg"].replace("Input should", "should"))
-    )
-    if details["type"] == "literal_error":
-        rule += nearest(str(value), re.findall(r"'([^']*)'", details["msg"]))
-    if isinstance(value, (Mapping, list, tuple)):  # a whole section: its own keys are in the rule
-        return [source.problem(path, rule)]
-    return [source.problem(path, f"got {value!r}: {rule}")]
+    if cause and isinstance(value, (Mapping, list, tuple)):  # a whole section: its own keys are in the rule
+        return [source.problem(path, str(cause))]
+    if details["type"] in _KINDS:
+        return [source.problem(path, f"got {reprlib.repr(value)}: {_KINDS[details['type']]}")]
+    return [source.problem(path, refusal(details))]
 
 
 def _keys_beside(path: tuple[int | str, ...]) -> list[str]:

@@ -1,18 +1,21 @@
 """The experiment file as text: YAML and `--set` overrides in, a plain tree and where each value stands out.
 
 This file knows YAML and line numbers. What keys there are and what they may hold is for
-`tuning/experiment.py`, which names the places that are found here in its errors.
+`tuning/sections.py` and `experiment.py`, which names the places that are found here in its errors.
 """
 
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
 
 #: Sections whose keys are themselves dotted: `--set model.compression.method=int8` sets one key of `model`.
 _DOTTED_SECTIONS = ("model", "search_space")
@@ -53,14 +56,51 @@ class Source:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which `1e-4` is a number, as YAML 1.2 and everybody but PyYAML have it."""
+    """Safe YAML in which `1e-4` is a number, as everywhere but in PyYAML, and a date is text.
+
+    An alias within what has an anchor itself is refused: a few lines of them stand for millions of values.
+    """
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    _anchors_around = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        is_anchored = event.anchor is not None and not isinstance(event, yaml.AliasEvent)
+        if isinstance(event, yaml.AliasEvent) and self._anchors_around:
+            rule = f"*{event.anchor} is within what has an anchor itself: write it out"
+            raise ComposerError(None, None, rule, event.start_mark)  # type: ignore[arg-type]
+        self._anchors_around += is_anchored
+        node = super().compose_node(parent, index)
+        self._anchors_around -= is_anchored
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError) as error:  # PyYAML trusts tags and its own patterns
+            rule = f"{reprlib.repr(node.value)} is no {node.tag.rpartition(':')[2]}"
+            raise ConstructorError(None, None, rule, node.start_mark) from error
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes around a text that `_Loader` would take for a number."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
+
+
+def experiment_text(tree: Mapping[str, Any]) -> str:
+    """The text of a file from which `read_experiment_file` reads an equal tree."""
+    return yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def read_experiment_file(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Source]:
@@ -84,15 +124,17 @@ def read_experiment_file(path: Path, overrides: Sequence[str] = ()) -> tuple[dic
         if problems:
             raise ExperimentError(problems)
         tree = loader.construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else f"{path}"
-        raise ExperimentError([f"{where}: not valid YAML: {error.problem}"]) from error
-    except yaml.YAMLError as error:
-        raise ExperimentError([f"{path}: not valid YAML: {error}"]) from error
+        raise ExperimentError([f"{where}: not valid YAML: {_reason(error)}"]) from error
     for override in overrides:
         _apply(tree, override, places)
     return tree, Source(name=str(path), places=places)
+
+
+def _reason(error: yaml.YAMLError | RecursionError) -> str:
+    return getattr(error, "problem", None) or str(error).splitlines()[0]
 
 
 def _locate(node: yaml.Node, path: tuple[str, ...], file: str, places: dict[str, str]) -> Iterator[str]:
@@ -124,8 +166,8 @@ def _apply(tree: dict[str, Any], override: str, places: dict[str, str]) -> None:
         raise ExperimentError([f"{origin}: must be of the form a.b=c, as in --set training.workers=2"])
     try:
         value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
-        raise ExperimentError([f"{origin}: {text!r} is not valid YAML"]) from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ExperimentError([f"{origin}: {text!r} is not valid YAML: {_reason(error)}"]) from error
 
     section: Any = tree
     done: list[str] = []

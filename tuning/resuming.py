@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tuning.experiment import Experiment, ExperimentError
+from tuning.experiment_file import read_experiment_file
 from tuning.tables.ledger import Ledger
 from tuning.tables.schema import figure_column
-from tuning.tables.storage import UnreadableResults, recorded_data
+from tuning.tables.storage import command, recorded_data
 
 #: What decides how long and on what a run works, not what its figures mean.
 MAY_CHANGE = frozenset({"budget", "checkpoints", "compression", "storage", "training"})
@@ -25,17 +24,13 @@ def refuse_changes(experiment: Experiment, folder: Path) -> None:
     """Refuse to go on in `folder` with another experiment than the one whose results lie there.
 
     Raises:
-        ExperimentError: names every changed key with both values.
-        UnreadableResults: there are results, but not the experiment that they are of.
+        ExperimentError: names every changed key with both values, or the file that tells what they were
+            and cannot be read.
     """
     if not (folder / "trials.parquet").exists():
         return
-    path = folder / "experiment.yaml"
-    try:
-        before = dict(_leaves(yaml.safe_load(path.read_text(encoding="utf-8"))))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UnreadableResults(f"{path} cannot be read, so nothing tells what to resume: {error}") from error
-    now = dict(_leaves(yaml.safe_load(yaml.safe_dump(experiment.to_dict()))))
+    before = dict(_leaves(read_experiment_file(folder / "experiment.yaml")[0]))
+    now = dict(_leaves(experiment.to_dict()))
     changed = [
         key
         for key in dict.fromkeys([*before, *now])
@@ -45,7 +40,7 @@ def refuse_changes(experiment: Experiment, folder: Path) -> None:
     if now["compression.search"] == "children" and any(key.startswith(COMPRESSED) for key in changed):
         changed = [key for key in changed if not key.startswith(COMPRESSED)]
         rule = "compression.search: the trials of these results were not all to be trained whole"
-        remedy = f"`captune compress {experiment.name}` compresses the best of those that were"
+        remedy = f"`{command('compress', experiment.place)}` compresses the best of those that were"
         problems.append(f"{rule}; {remedy}, once their run is done")
     problems += [
         f"{key}: is {_text(now, key)}, but the results in {folder} are of {_text(before, key)}; "

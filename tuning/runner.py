@@ -216,7 +216,8 @@ def _sole_user_of(
     except filelock.Timeout:
         raise ExperimentBusy([f"{folder}: another process is running this experiment"]) from None
     except OSError as error:
-        raise ExperimentError([f"storage: cannot write into {folder}: {error.strerror or error}"]) from error
+        rule = f"cannot write into {folder}: {error.strerror or error}"
+        raise ExperimentError([experiment.problem(("storage",), rule)]) from error
     with ExitStack() as stack:
         stack.callback(lock.release)
         mirror = stack.enter_context(_mirrored(folder, experiment.place, say))

@@ -11,13 +11,27 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
 
 from trainables.store import is_url
 from tuning.contradictions import Contradictions
 
 #: Workers that wait for work speak to their owner every 5 s (`trainables.gang.POLL_S`).
 SHORTEST_HANG_S = 10.0
+#: What waits longer than some three hundred years is refused by Python itself.
+LONGEST_D = 10_000
+#: Of trials, epochs, workers; what no float holds is nothing to reckon with.
+Count = Annotated[int, Field(ge=1, le=10**9)]
+
+
+def _auto_count(value: object) -> object:
+    if value == "auto" or (type(value) is int and 1 <= value <= 10**9):
+        return value
+    raise ValueError("must be 'auto' or a whole number from 1")
+
+
+#: One rule for both: pydantic's own errors of a union are one for each member.
+AutoCount = Annotated[int | Literal["auto"], PlainValidator(_auto_count)]
 
 
 class Strict(BaseModel):
@@ -29,7 +43,7 @@ class Strict(BaseModel):
 class Objective(Strict):
     """One figure of the trials that is to be as large or as small as possible."""
 
-    metric: str
+    metric: Annotated[str, Field(min_length=1)]
     """A metric that the trainable reports."""
     mode: Literal["max", "min"]
     reference: Annotated[float, Field(allow_inf_nan=False)] | None = None
@@ -43,7 +57,7 @@ class Objective(Strict):
 class Constraint(Strict):
     """A bound that the best trial must keep."""
 
-    metric: str
+    metric: Annotated[str, Field(min_length=1)]
     max: Annotated[float, Field(allow_inf_nan=False)] | None = None
     min: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
@@ -68,11 +82,11 @@ class Search(Strict):
     algorithm: Literal["auto", "random", "grid", "sobol", "tpe", "gp", "cmaes", "nsga2", "pbt"] = "auto"
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides every random choice of the run: suggestions, initial weights, order of the data."""
-    startup_trials: Annotated[int, Field(ge=1)] = 10
+    startup_trials: Count = 10
     """`tpe`, `gp`: trials drawn at random before the first is modelled. `auto` begins with eight."""
     population: Annotated[int, Field(ge=2)] | None = None
     """`pbt`: trials that are trained side by side; `null`: 8."""
-    interval: Annotated[int, Field(ge=1)] | None = None
+    interval: Count | None = None
     """`pbt`: epochs between two rungs, at which the last quarter of the population is replaced; `null`: a
     ninth of `scheduler.max_epochs`."""
     start: Annotated[tuple[dict[str, Any], ...], Field(strict=False)] = ()
@@ -119,9 +133,9 @@ class Scheduler(Strict):
     algorithm: Literal["auto", "asha", "asha_stopping", "front", "none"] = "auto"
     """`auto`: the model of `search.algorithm: auto` promotes, too; beside another searcher, and where
     `budget.trials` is below 16, it is `asha`."""
-    min_epochs: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    min_epochs: AutoCount = "auto"
     """No trial is paused or stopped by the scheduler before it; `auto`: a ninth of `max_epochs`."""
-    max_epochs: Annotated[int, Field(ge=1)] = 9
+    max_epochs: Count = 9
     """Epochs of a trial that passes every rung."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     """One trial in this many goes on at each rung; rungs are at `min_epochs` times its powers."""
@@ -150,10 +164,10 @@ class Scheduler(Strict):
 class Budget(Strict):
     """What a run may cost: it ends at whichever limit comes first."""
 
-    trials: Annotated[int, Field(ge=1)] | None = None
+    trials: Count | None = None
     """Most trials that start, all runs together. Their epochs then follow from the scheduler; where that is
     `auto`, they are as many as `asha` would spend on so many trials, and those of one training more."""
-    epochs: Annotated[int, Field(ge=1)] | None = None
+    epochs: Count | None = None
     """Most epochs of all trials, all runs together."""
     time: str | float | None = None
     """Seconds, or text such as `90s`, `30m`, `2h`, `1h30m`; anew with every run."""
@@ -165,7 +179,7 @@ class Budget(Strict):
     """Most that the worker-hours may cost, all runs together; needs `price_per_hour`."""
     price_per_hour: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Price of one worker for an hour, in any currency; without `money` the cost is only shown."""
-    plateau: Annotated[int, Field(ge=1)] | None = None
+    plateau: Count | None = None
     """No other trial begins or goes on once this many in a row were paused or over without a better best
     (several objectives: without a larger hypervolume); the best is trained to its end."""
 
@@ -196,15 +210,15 @@ class Budget(Strict):
 class Training(Strict):
     """What one trial runs on."""
 
-    workers: Annotated[int, Field(ge=1)] = 1
+    workers: Count = 1
     """Processes that train one trial together (DDP)."""
-    cpus_per_worker: Annotated[int, Field(ge=1)] = 1
+    cpus_per_worker: Count = 1
     """Cores, and so threads, of each worker."""
     gpus_per_worker: float | Literal["auto"] = "auto"
     """`auto`: one where the cluster has GPUs, else none."""
-    gangs: int | Literal["auto"] = "auto"
+    gangs: AutoCount = "auto"
     """Trials at the same time; `auto`: as many as fit on the cluster, also while it grows and shrinks."""
-    max_gangs: Annotated[int, Field(ge=1)] | None = None
+    max_gangs: Count | None = None
     """`gangs: auto`: never more trials at the same time than this; so many are asked of an autoscaler."""
     priority: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Experiments that run on one cluster share it; one of priority 2 gets twice as much as one of 1."""
@@ -226,7 +240,7 @@ class Training(Strict):
     @classmethod
     def _gpus(cls, value: object) -> object:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if value == "auto" or (number and value >= 0 and (value <= 1 or float(value).is_integer())):  # type: ignore
+        if value == "auto" or (number and (0 <= value <= 1 or value in range(10_000))):  # type: ignore
             return value if value == "auto" else float(value)  # type: ignore[arg-type]
         raise ValueError("must be 'auto', a share of a GPU from 0 to 1, or a whole number")
 
@@ -241,13 +255,6 @@ class Training(Strict):
     def hang_timeout_s(self) -> float | None:
         """`hang_timeout` in seconds; None where it is `auto`."""
         return None if self.hang_timeout == "auto" else seconds_of(self.hang_timeout)
-
-    @field_validator("gangs", mode="plain")
-    @classmethod
-    def _gangs(cls, value: object) -> object:
-        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-            return value
-        raise ValueError("must be 'auto' or a whole number from 1")
 
     @field_validator("wait_for_resources", mode="plain")
     @classmethod
@@ -298,7 +305,7 @@ class Compression(Strict):
     """`joint`: `compression.*` are hyperparameters like any other. `children`: when the search is over, its
     best trials, all of them whole, are compressed in many ways, and fine-tuned where that pays. The other
     keys are for it."""
-    parents: Annotated[int, Field(ge=1)] = 2
+    parents: Count = 2
     """The best so many finished trials are compressed."""
     methods: Annotated[tuple[str, ...], Field(strict=False)] = (
         "none",
@@ -345,14 +352,14 @@ def seconds_of(time: object) -> float:
     """Seconds of `90`, `90s`, `30m`, `2h`, `1h30m`."""
     units = {"d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
     if isinstance(time, (int, float)) and not isinstance(time, bool):
-        seconds = float(time)
+        seconds = time
     elif isinstance(time, str) and re.fullmatch(r"(\d+(\.\d+)?[dhms])+", time):
         seconds = sum(float(n) * units[unit] for n, unit in re.findall(r"([\d.]+)([dhms])", time))
     else:
         raise ValueError("must be seconds or text such as 90s, 30m, 2h, 1h30m")
-    if not 0 < seconds < float("inf"):
-        raise ValueError("must be more than no time")
-    return seconds
+    if not 0 < seconds <= LONGEST_D * units["d"]:
+        raise ValueError(f"must be more than no time and at most {LONGEST_D}d")
+    return float(seconds)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Variants:
 
     def __init__(self, children: Results, folder: Path):
         self._path = folder / f"{FOLDER}.parquet"
-        before = _rows(read_table(self._path)) if self._path.exists() else []
+        before = _rows(read_table(self._path, VARIANT_HEAD)) if self._path.exists() else []
         measured = {row["variant_id"]: row for row in before if "measured_at" in row}
         self._searched = searched_columns(children.experiment.space)
         asked = [each.metric for each in children.experiment.objectives]

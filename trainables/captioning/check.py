@@ -18,6 +18,7 @@ from trainables.captioning.data.reading import nearest
 from trainables.captioning.model.decoders import check_heads
 from trainables.captioning.model.encoders import check_packages
 from trainables.captioning.settings import Compression, DataSettings, Settings
+from trainables.refusal import refusal
 from trainables.trial import SettingsError
 
 _FROZEN_CNN = "a frozen cnn would keep its random weights: choose efficientnet_lite0, or true here"
@@ -164,7 +165,7 @@ def _refusal(error: ValidationError, model: type[BaseModel], section: tuple[str,
         known = list(model.model_fields) if len(path) == 1 else list(Compression.model_fields)
         rule = f"there is no such key{nearest(path[-1], known)}"
     else:
-        rule = f"{details['input']!r}: {details['msg']}"
+        rule = refusal(details)
     # A space names a nested setting with dots, where the sections of the file nest.
     where = (".".join(path),) if section == ("search_space",) else tuple(path)
     return SettingsError((*section, *where), rule)

@@ -22,6 +22,7 @@ from trainables.captioning.model.captioner import Captioner, token_loss
 from trainables.captioning.settings import Settings
 from trainables.trial import Metrics
 
+HELD_OUT = ("val_loss", "token_accuracy")
 QUALITY = ("bleu4", "rouge_l", "cider")
 
 

@@ -43,6 +43,9 @@ _MOST_SKIPPED = 20
 _HOPELESS = 2.0
 """A likelihood loss of so many times that of guessing uniformly, after the warm-up, is divergence."""
 
+#: What an epoch of training reports.
+TRAINING = ("train_loss", "learning_rate", "grad_norm", "images_per_s", "data_wait_s")
+
 _TALLY = ("objective", "likelihood", "tokens", "grad_norm", "updates", "leaving")
 """Added up over passes, steps and workers, in one float64 tensor; the last: workers that have to leave."""
 

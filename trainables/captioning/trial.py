@@ -31,13 +31,13 @@ from trainables.captioning.data.loader import (
     steps_per_epoch,
     train_steps,
 )
-from trainables.captioning.evaluate import caption_quality, held_out_loss
+from trainables.captioning.evaluate import HELD_OUT, QUALITY, caption_quality, held_out_loss
 from trainables.captioning.model.captioner import Captioner
 from trainables.captioning.model.encoders import Encoder
 from trainables.captioning.settings import Settings
 from trainables.captioning.shrinking import Shrinking
 from trainables.captioning.side_by_side import side_by_side
-from trainables.captioning.train import Trainer
+from trainables.captioning.train import TRAINING, Trainer
 from trainables.patience import StorageFailed
 from trainables.processor import processor
 from trainables.trial import Metrics, Tables, TrialContext
@@ -50,6 +50,7 @@ class Captioning:
     """One trial, on one worker; see `trainables.trial.Trainable` for when each method is called."""
 
     mutable = checkpoint.MUTABLE
+    reported_metrics = frozenset({*TRAINING, *HELD_OUT, *QUALITY, *COST, *_SIZE})
 
     @classmethod
     def check(

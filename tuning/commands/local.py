@@ -5,7 +5,6 @@ Only click is imported at the top, as in `tuning/cli.py`.
 
 from __future__ import annotations
 
-import shlex
 import time
 from pathlib import Path
 
@@ -23,6 +22,7 @@ def show_status(name: str, storage: str) -> None:
     from tuning.render import number, state_counts
     from tuning.tables.results import load
     from tuning.tables.schema import figure_column
+    from tuning.tables.storage import command
     from tuning.tables.summaries import experiment_state
 
     folder = _folder(name, storage)
@@ -48,7 +48,7 @@ def show_status(name: str, storage: str) -> None:
     if driver := find_driver(folder):
         lines["driver"] = f"process {driver.pid} on {driver.host}"
         lines["started"] = f"{driver.started_at} UTC"
-    lines["results"] = shlex.join(["captune", "results", str(folder)])
+    lines["results"] = command("results", str(folder))
     for key, value in lines.items():
         click.echo(f"{key:<10}  {value}")
 
@@ -60,7 +60,7 @@ def show_log(name: str, storage: str, *, follow: bool) -> None:
 
     folder = _folder(name, storage)
     try:
-        file = (folder / NAME).open(encoding="utf-8")
+        file = (folder / NAME).open(encoding="utf-8", errors="replace")  # a full disk cuts where it likes
     except FileNotFoundError:
         raise WorkFailed(f"{folder} has no {NAME}: it was run by an earlier version, or never") from None
     with file:

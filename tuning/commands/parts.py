@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,11 @@ storage_option = click.option(
 format_option = click.option(
     "--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True
 )
+
+
+def with_storage(overrides: Sequence[str], storage: str | None) -> list[str]:
+    """What `--set` and `--storage` put over the file."""
+    return [*overrides] if storage is None else [*overrides, f"storage={json.dumps(storage)}"]
 
 
 def write_frame(frame: pd.DataFrame, form: str, output: Path | None = None) -> None:

@@ -39,6 +39,7 @@ def print_variants(found: Results) -> None:
 
     from tuning.choosing.choosing_table import front_frame
     from tuning.render import count, frame_table
+    from tuning.tables.storage import command
 
     if found.variants.empty:
         return
@@ -46,7 +47,8 @@ def print_variants(found: Results) -> None:
     click.echo(f"\n{len(front)} of {count(len(found.variants), 'variant')} that no other beats:")
     shown = front_frame(front, found.figures(front), [], width=WIDE)
     Console(markup=False, width=WIDE).print(frame_table(shown), soft_wrap=True)
-    click.echo(f"choose with captune pareto {found.name}, ship with captune export {found.name}")
+    choose, ship = (command(verb, found.place) for verb in ("pareto", "export"))
+    click.echo(f"choose with {choose}, ship with {ship}")
 
 
 def print_best(found: Results) -> None:

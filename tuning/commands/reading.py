@@ -5,6 +5,7 @@ Only click is imported at the top, as in `tuning/cli.py`, which adds these comma
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,7 @@ def results(
     """
     from tuning.tables import query
     from tuning.tables.results import load
+    from tuning.tables.storage import command
 
     if form == "parquet" and output is None:
         raise click.UsageError("parquet is not for the screen: say where to with --output FILE")
@@ -84,7 +86,7 @@ def results(
     found = load(name, storage)
     on_screen = form == "table" and table == "trials"
     if table == "variants" and found.variants.empty:
-        raise UserMistake(f"{found.name!r} has no variants; captune compress {name} makes them")
+        raise UserMistake(f"{found.name!r} has no variants; {command('compress', found.place)} makes them")
     frame: pd.DataFrame = found.ranked() if on_screen else _table(found, table)
     if where is not None:
         frame = query.where(frame, where)
@@ -97,8 +99,13 @@ def results(
     chosen = frame.head(limit) if limit else frame
     if form == "table":
         print_table(chosen, found, whole=columns is not None or table == "schedule")
-    else:
-        write_frame(chosen, form, output)
+        return
+    if output is not None:
+        try:
+            output.open("ab").close()
+        except OSError as error:
+            raise UserMistake(f"--output: cannot write {output}: {error.strerror}") from error
+    write_frame(chosen, form, output)
 
 
 @click.command()
@@ -137,14 +144,25 @@ def list_command(storage: str) -> None:
     """
     from rich.console import Console
 
+    from trainables.store import is_url, local
     from tuning.tables.storage import list_experiments
     from tuning.tables.summaries import experiments_table
 
+    if not is_url(place := local(storage)):
+        try:
+            os.listdir(os.path.expanduser(place))
+        except OSError as error:
+            nothing_run_yet = isinstance(error, FileNotFoundError) and storage == "captune-results"
+            if not nothing_run_yet:
+                raise UserMistake(f"--storage: cannot look into {storage!r}: {error.strerror}") from error
     names = list_experiments(storage)
     if not names:
         click.echo(f"no experiments in {storage}")
         return
-    Console(markup=False, width=None if sys.stdout.isatty() else 200).print(experiments_table(names, storage))
+    table, problems = experiments_table(names, storage)
+    Console(markup=False, width=None if sys.stdout.isatty() else 200).print(table)
+    for line in problems:
+        click.echo(line)
 
 
 @click.command()

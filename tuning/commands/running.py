@@ -6,14 +6,20 @@ Only click is imported at the top, as in `tuning/cli.py`, which adds these comma
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tuning.commands.parts import WorkFailed, file_argument, own_storage_option, set_option, storage_option
+from tuning.commands.parts import (
+    WorkFailed,
+    file_argument,
+    own_storage_option,
+    set_option,
+    storage_option,
+    with_storage,
+)
 from tuning.commands.printed import print_best, print_table, print_variants
 
 if TYPE_CHECKING:
@@ -50,10 +56,10 @@ def run(file: str, resume: bool, overrides: tuple[str, ...], storage: str | None
     from tuning.runner import run as run_experiment
     from tuning.tables.mirror import bring_here
 
-    experiment = Experiment.load(file, _with_storage(overrides, storage))
+    experiment = Experiment.load(file, with_storage(overrides, storage))
     words = ["captune", "run", file, "--resume"]
     words += [word for override in overrides for word in ("--set", override)]
-    words += ["--storage", storage] if storage else []
+    words += [] if storage is None else ["--storage", storage]
     if is_url(experiment.storage):
         with contextlib.suppress(OSError):  # the run itself will tell
             bring_here(experiment.folder, Store(experiment.place))
@@ -129,7 +135,7 @@ def check(file: str, overrides: tuple[str, ...], storage: str | None) -> None:
     from tuning.plan import plan_table
     from tuning.search.warm_start import earlier_trials
 
-    experiment = Experiment.load(file, _with_storage(overrides, storage))
+    experiment = Experiment.load(file, with_storage(overrides, storage))
     machine = _this_machine()
     earlier = earlier_trials(experiment, experiment.storage)
     plan = experiment.plan_resources([machine])
@@ -157,6 +163,7 @@ def _carrying_out(
     from tuning.progress import Progress
     from tuning.runner import CannotGoOn, ExportFailed, GivenUp
     from tuning.tables.results import load
+    from tuning.tables.storage import command
 
     def follow(inner: Experiment) -> Progress:
         displays.append(Progress(inner))
@@ -184,7 +191,7 @@ def _carrying_out(
         raise WorkFailed(f"{error}\nGo on with: {shlex.join(again)}") from error
     except GivenUp as error:
         close()
-        details = f"captune results {experiment.name} --columns all"
+        details = command("results", experiment.place, "--columns", "all")
         raise WorkFailed(f"{error}\nAll of them: {details}. {remedy} tries one more.") from error
     finally:
         close()
@@ -192,25 +199,21 @@ def _carrying_out(
 
 def _show_outcome(found: Results) -> None:
     from tuning.tables.comparison import WENT_WRONG
+    from tuning.tables.storage import command
 
     trials = found.trials
     if trials["state"].isin(WENT_WRONG).all():
         reasons = trials["reason"].value_counts().head(REASONS).items()
         causes = "".join(f"\n  {count} x {reason}" for reason, count in reasons)
-        raise WorkFailed(
-            f"no trial of {found.name!r} came to an end; see captune results {found.name} --columns all"
-            + (causes or "\n  there were none")
-        )
+        details = command("results", found.place, "--columns", "all")
+        causes = causes or "\n  there were none"
+        raise WorkFailed(f"no trial of {found.name!r} came to an end; see {details}{causes}")
     click.echo()
     print_table(found.ranked().head(TOP), found)
     click.echo()
     print_best(found)
     if found.experiment.compression.search == "children":
         print_variants(found)
-
-
-def _with_storage(overrides: tuple[str, ...], storage: str | None) -> list[str]:
-    return [*overrides, f"storage={json.dumps(storage)}"] if storage else list(overrides)
 
 
 def _shares(text: str) -> list[float]:

@@ -73,9 +73,9 @@ def earlier_trials(experiment: Experiment, storage: str | Path) -> Earlier:
                 raise ExperimentError([f"is {other!r} by another name; keep one"])
             taken, line = _take(source, experiment, index)
         except (UnknownExperiment, UnreadableResults, ExperimentError) as error:
-            raise ExperimentError(
-                [f"search.from: {place!r}: {problem}" for problem in str(error).splitlines()]
-            ) from error
+            problems = (f"got {place!r}: {problem}" for problem in str(error).splitlines())
+            path = ("search", "from", index)
+            raise ExperimentError([experiment.problem(path, each) for each in problems]) from error
         if source.comparable:
             trials += taken
         else:

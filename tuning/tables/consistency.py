@@ -1,7 +1,8 @@
 """Whether what a run has left fits together: tables, checkpoints on disk, the study's journal.
 
 `python -m tuning.tables.consistency FOLDER…` says it of experiments' folders; exit code 1 where something is
-wrong. Runs must be over: one that is at work is between two states most of the time.
+wrong, 2 where a folder holds no results. Runs must be over: one that is at work is between two states most of
+the time.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tuning.events import FINAL_STATES, TrialState
 from tuning.tables.comparison import WENT_WRONG
 from tuning.tables.lineage import starts_after
 from tuning.tables.results import Results, load
+from tuning.tables.storage import UnknownExperiment, UnreadableResults
 
 
 def check_folder(folder: Path) -> list[str]:
@@ -124,8 +126,15 @@ def _left_aside(folder: Path) -> list[str]:
 
 
 def main(folders: Sequence[str]) -> int:
-    """Print what is wrong in `folders`; the exit code."""
-    problems = [f"{folder}: {problem}" for folder in folders for problem in check_folder(Path(folder))]
+    """Print what is wrong in `folders`; the exit code, 2 where there is nothing to check."""
+    if not folders:
+        print("usage: python -m tuning.tables.consistency FOLDER…", file=sys.stderr)
+        return 2
+    try:
+        problems = [f"{folder}: {problem}" for folder in folders for problem in check_folder(Path(folder))]
+    except (UnknownExperiment, UnreadableResults) as error:
+        print(error, file=sys.stderr)
+        return 2
     print("\n".join(problems) or f"{len(folders)} checked, nothing wrong")
     return 1 if problems else 0
 

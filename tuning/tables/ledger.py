@@ -17,8 +17,10 @@ from tuning.tables.comparison import WENT_WRONG, Comparison, Row
 from tuning.tables.growing_front import GrowingFront
 from tuning.tables.schema import (
     COST_NAMES,
+    EPOCH_HEAD,
     EPOCH_STRUCTURE,
     FIGURES,
+    TRIAL_HEAD,
     epochs_dtypes,
     figure_column,
     searched_columns,
@@ -76,9 +78,9 @@ class Ledger:
         trials, epochs = (folder / f"{name}.parquet" for name in ("trials", "epochs"))
         if not trials.exists():
             return
-        for row in _rows(read_table(trials)):
+        for row in _rows(read_table(trials, TRIAL_HEAD)):
             self.trials[row["trial_id"]] = row
-        frame = read_table(epochs)
+        frame = read_table(epochs, EPOCH_HEAD)
         self._figures = dict.fromkeys(str(name) for name in frame if name not in EPOCH_STRUCTURE)
         for row in _rows(frame):
             # A trial that is only here, after a kill between the two writes, shows again once it is started.

@@ -65,7 +65,11 @@ def where(frame: pd.DataFrame, condition: str) -> pd.DataFrame:
                 '"state == completed and cider >= 0.2"'
             )
         column = column_named(frame, found["column"])
-        value = _value(found["value"].strip("\"'"), column, frame[column].dtype)
+        text = found["value"]
+        text = text[1:-1] if text[0] in "\"'" else text
+        value = _value(text, column, frame[column].dtype)
+        if value != value:
+            raise QueryError(f"{column}: nothing compares to {text!r}; an empty cell meets no condition")
         if found["operator"] in ("<", "<=", ">", ">=") and isinstance(value, bool):
             raise QueryError(f"{column} is true or false: compare it by == or !=")
         meets = _OPERATORS[found["operator"]](frame[column], value)

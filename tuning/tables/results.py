@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
-import yaml
 
 from search_spaces.nearest import nearest
 from tuning.choosing import pareto
@@ -23,7 +22,7 @@ from tuning.tables.comparison import WENT_WRONG
 from tuning.tables.copies import origin_of
 from tuning.tables.fidelity import agreement
 from tuning.tables.lineage import schedule
-from tuning.tables.schema import BETTER, figure_column
+from tuning.tables.schema import BETTER, EPOCH_HEAD, TRIAL_HEAD, VARIANT_HEAD, figure_column
 from tuning.tables.storage import UnreadableResults, find_folder, read_table
 
 if TYPE_CHECKING:
@@ -53,14 +52,17 @@ class Results:
 
     @cached_property
     def experiment(self) -> Experiment:
-        """The experiment as it was run, from its resolved file; its trainable is not imported."""
-        from tuning.experiment import Experiment  # heavy, and tables are often all that is wanted
+        """The experiment as it was run, from its resolved file; its trainable is not imported.
 
-        path = self.folder / "experiment.yaml"
+        Raises:
+            UnreadableResults: the file is damaged.
+        """
+        from tuning.experiment import Experiment, ExperimentError  # heavy, and tables are often all
+
         try:
-            return Experiment.from_dict(yaml.safe_load(path.read_text()))
-        except (OSError, yaml.YAMLError, TypeError) as error:
-            raise UnreadableResults(f"{path} is not a readable experiment: {error}") from error
+            return Experiment.read_back(self.folder / "experiment.yaml")
+        except ExperimentError as error:
+            raise UnreadableResults(str(error)) from error
 
     @cached_property
     def variants(self) -> pd.DataFrame:
@@ -70,7 +72,7 @@ class Results:
             UnreadableResults: the table is damaged or not one.
         """
         path = self.folder / "variants.parquet"
-        return read_table(path) if path.exists() else pd.DataFrame()
+        return read_table(path, VARIANT_HEAD) if path.exists() else pd.DataFrame()
 
     def candidates(self, *, feasible: bool = True) -> pd.DataFrame:
         """What can be chosen: the variants where there are any, else the trials; none that went wrong.
@@ -262,5 +264,4 @@ def load(name_or_folder: str | Path, storage: str | Path = "captune-results") ->
     for table in tables:
         if not table.exists():
             raise UnreadableResults(f"{table} does not exist: the run ended before it had written its tables")
-    trials, epochs = map(read_table, tables)
-    return Results(folder, trials, epochs)
+    return Results(folder, *map(read_table, tables, (TRIAL_HEAD, EPOCH_HEAD)))

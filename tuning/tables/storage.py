@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from os.path import expanduser  # Path's own raises where there is no such user
 from pathlib import Path
@@ -15,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pandas as pd
 import pyarrow
-import yaml
 
 from search_spaces.nearest import nearest
 from trainables.store import Store, is_url, local, refuse_url, without_secrets
 from tuning.environment import describe_environment
-from tuning.experiment_file import ExperimentError
+from tuning.experiment_file import ExperimentError, experiment_text
 from tuning.tables.copies import fetch_for_reading, split_url
+from tuning.tables.schema import Column
 
 if TYPE_CHECKING:
     from tuning.experiment import Experiment
@@ -68,6 +69,13 @@ def list_experiments(storage: str | Path = "captune-results") -> list[str]:
     return sorted(found.parent.name for found in Path(expanduser(place)).glob("*/experiment.yaml"))
 
 
+def command(verb: str, place: str, *options: str) -> str:
+    """`captune VERB` about the experiment in the folder or at the URL `place`, as it can be typed here."""
+    folder = Path(place)
+    is_default = not is_url(place) and folder.parent.resolve() == Path("captune-results").resolve()
+    return shlex.join(["captune", verb, folder.name if is_default else place, *options])
+
+
 def _usable(url: str) -> str:
     """The URL itself.
 
@@ -81,17 +89,23 @@ def _usable(url: str) -> str:
     return url
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path, head: Sequence[Column] = ()) -> pd.DataFrame:
     """A table as it was written, dtypes included.
 
+    Args:
+        head: columns that it has, whichever version wrote it.
+
     Raises:
-        UnreadableResults: not a Parquet file.
+        UnreadableResults: not a Parquet file, or one without these columns.
     """
     try:
         # Read in one piece: pandas opens a file more than once, and a run may replace it in between.
-        return pd.read_parquet(io.BytesIO(path.read_bytes()))
+        frame = pd.read_parquet(io.BytesIO(path.read_bytes()))
     except (pyarrow.ArrowException, OSError) as error:
         raise UnreadableResults(f"{path} is not a readable Parquet table: {error}") from error
+    if missing := [column.name for column in head if column.name not in frame]:
+        raise UnreadableResults(f"{path} is not a table that Captune wrote: it has no {', '.join(missing)}")
+    return frame
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
@@ -111,8 +125,7 @@ def write_description(experiment: Experiment, *, command: Sequence[str], data: s
     """
     folder = experiment.folder
     folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(experiment.to_dict(), sort_keys=False, allow_unicode=True)
-    write_text(folder / "experiment.yaml", text)
+    write_text(folder / "experiment.yaml", experiment_text(experiment.to_dict()))
     now = describe_environment(command=command, seed=experiment.search.seed)
     now |= {} if data is None else {"data": data}
     path = folder / "environment.json"

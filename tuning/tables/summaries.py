@@ -64,18 +64,20 @@ def best_table(found: Results, row: pd.Series) -> Table:
     return table
 
 
-def experiments_table(names: list[str], storage: str | Path) -> Table:
-    """One line per experiment: state, trials done, best figure, start."""
+def experiments_table(names: list[str], storage: str | Path) -> tuple[Table, list[str]]:
+    """One line per experiment: state, trials done, best figure, start; and why some cannot be read."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for heading in ("name", "state", "trials", "best", "started (UTC)"):
-        table.add_column(heading, no_wrap=True)
+        table.add_column(heading, no_wrap=heading in ("name", "state"))  # where it is narrow, others wrap
+    problems = []
     for name in names:
         try:
             found = load(name, storage)
             table.add_row(name, *_experiment_cells(found))
-        except ValueError as error:  # one that cannot be read must not hide the others
-            table.add_row(name, Text("unreadable", style="red"), "-", str(error).splitlines()[0], "-")
-    return table
+        except (ValueError, OSError) as error:  # one that cannot be read must not hide the others
+            table.add_row(name, Text("unreadable", style="red"), "-", "-", "-")
+            problems.append(f"unreadable: {name}: {str(error).splitlines()[0]}")
+    return table, problems
 
 
 def _experiment_cells(found: Results) -> list[str | Text]:
