@@ -18,8 +18,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import Trial
 
 Scalar = str | int | float | bool | None
-#: Of more, neighbours are one and the same float.
-MOST_STEPS = 2**53
+#: From 0 to the largest value; of some times as many, rounding makes a value none of them.
+MOST_STEPS = 10**7
 #: Values of other hyperparameters, by their names, with which a domain applies.
 Condition = Mapping[str, Sequence[Scalar]]
 
@@ -44,8 +44,9 @@ class Float:
             return
         if not self.step > 0:
             raise ValueError(f"`step > 0` must hold, but got step={self.step!r}")
-        if (self.high - self.low) / self.step > MOST_STEPS:
-            raise ValueError(f"`step` must be one that floats can tell apart, but got step={self.step!r}")
+        if max(abs(self.low), abs(self.high)) / self.step > MOST_STEPS:
+            rule = "`step` must be at least a ten-millionth of the largest value"
+            raise ValueError(f"{rule}, but got step={self.step!r}; leave it out")
         if self.log:
             raise ValueError(f"`step` and `log` exclude each other, but got step={self.step!r}, log=True")
 
@@ -183,6 +184,8 @@ class Choice:
         for index, value in enumerate(self.values):
             if not isinstance(value, Scalar):
                 raise ValueError(f"values must be text, numbers, true, false or null, but got {value!r}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"values must be finite, but got {value!r}")
             if value in self.values[:index]:
                 raise ValueError(f"values must differ, but {value!r} is there twice")
 
