@@ -41,6 +41,8 @@ class Problem:
     """Fixed settings."""
     space: Space = field(default_factory=lambda: SPACE)
     max_epochs: int = 9
+    earlier: Problem | None = None
+    """On which an earlier experiment was, for the method that learns from one."""
 
 
 def shapes(cache: Path, size: int = 400) -> Problem:
@@ -63,4 +65,5 @@ def flickr8k(folder: Path, cache: Path) -> Problem:
             "cache": str(cache),
         },
         model={"encoder": "efficientnet_lite0", "encoder_trainable": False, "decoder": "gru"},
+        earlier=shapes(cache),
     )

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from benchmarks.simulated.driving import Method, RandomSearch
@@ -19,13 +20,24 @@ from benchmarks.trained.problems import Captioner, Problem
 from trainables.order import Failure
 from tuning.events import TrialEnded
 from tuning.experiment import Experiment
+from tuning.search.earlier import Earlier
+from tuning.search.warm_start import earlier_trials
 from tuning.simulation.simulator import simulate
 from tuning.simulation.trainable_curves import TrainableCurves
+from tuning.tables.results_writer import ResultsWriter
+from tuning.tables.storage import write_description
 
 OURS, ASHA, RANDOM = "captune auto", "ray asha + optuna", "random"
-METHODS = (OURS, ASHA, RANDOM)
+#: Ours with `search.from`: an earlier experiment on the problem's `earlier`, which is not charged.
+WARM = "captune auto, from another"
+METHODS = (OURS, ASHA, RANDOM, WARM)
 #: Where each method has trials evaluated in full, at its rungs and at the end, as an experiment's scheduler.
-SCHEDULERS: dict[str, Literal["auto", "asha", "none"]] = {OURS: "auto", ASHA: "asha", RANDOM: "none"}
+SCHEDULERS: dict[str, Literal["auto", "asha", "none"]] = {
+    OURS: "auto",
+    ASHA: "asha",
+    RANDOM: "none",
+    WARM: "auto",
+}
 REDUCTION_FACTOR = 3
 
 
@@ -67,7 +79,36 @@ def search(problem: Problem, method: str, seed: int, budget_epochs: int) -> dict
 
     The n-th trial to begin has the same initial weights and order of data under every method, by `seed`.
     """
-    experiment = Experiment.from_dict(
+    experiment = described(problem, method, seed, budget_epochs)
+    earlier = None
+    if method == WARM:
+        assert problem.earlier is not None
+        earlier = learnt(experiment, described(problem.earlier, OURS, seed, budget_epochs))
+    curves = TrainableCurves(experiment)
+    record = Record(curves)
+    began = time.process_time()
+    if method in (OURS, WARM):
+        for _ in simulate(experiment, record, gangs=1, listeners=[curves], earlier=earlier):
+            pass
+    elif method == RANDOM:
+        drive(RandomSearch(problem, seed), problem, record, curves, budget_epochs)
+    else:
+        grace = experiment.scheduler.rungs()[0]
+        asha = RayAsha(problem, seed, "optuna", grace, REDUCTION_FACTOR)
+        drive(asha, problem, record, curves, budget_epochs)
+    search_s = time.process_time() - began - sum(record.worker_s)
+    curves.close()
+    return {
+        "worker_s": record.worker_s,
+        "cider": record.cider,
+        "trials": len(record.trials),
+        "search_s": search_s,
+    }
+
+
+def described(problem: Problem, method: str, seed: int, budget_epochs: int) -> Experiment:
+    """The search as an experiment of Captune's."""
+    return Experiment.from_dict(
         {
             "name": problem.name,
             "trainable": f"{Captioner.__module__}:{Captioner.__name__}",
@@ -84,26 +125,20 @@ def search(problem: Problem, method: str, seed: int, budget_epochs: int) -> dict
             "budget": {"epochs": budget_epochs},
         }
     )
-    curves = TrainableCurves(experiment)
-    record = Record(curves)
-    began = time.process_time()
-    if method == OURS:
-        for _ in simulate(experiment, record, gangs=1, listeners=[curves]):
+
+
+def learnt(experiment: Experiment, before: Experiment) -> Earlier:
+    """Run the experiment `before` and take from its tables what `experiment` would."""
+    with TemporaryDirectory() as storage:
+        before = before.model_copy(update={"storage": storage})
+        write_description(before, command=["captune"])
+        writer, curves = ResultsWriter(before), TrainableCurves(before)
+        for _ in simulate(before, curves, gangs=1, listeners=[curves, writer]):
             pass
-    elif method == RANDOM:
-        drive(RandomSearch(problem, seed), problem, record, curves, budget_epochs)
-    else:
-        grace = experiment.scheduler.rungs()[0]
-        asha = RayAsha(problem, seed, "optuna", grace, REDUCTION_FACTOR)
-        drive(asha, problem, record, curves, budget_epochs)
-    search_s = time.process_time() - began - sum(record.worker_s)
-    curves.close()
-    return {
-        "worker_s": record.worker_s,
-        "cider": record.cider,
-        "trials": len(record.trials),
-        "search_s": search_s,
-    }
+        writer.close()
+        curves.close()
+        sources = experiment.search.model_copy(update={"from_": (before.name,)})
+        return earlier_trials(experiment.model_copy(update={"search": sources}), storage)
 
 
 def drive(
