@@ -453,11 +453,11 @@ def test_real_search_spends_the_same_under_every_method_and_goes_on_where_it_was
     trained = real_search.search
     monkeypatch.setattr(real_search, "search", lambda *task: asked.append(task[1:]) or trained(*task))
     real_search.main()
-    assert "5 of 6 runs are in" in capsys.readouterr().out
+    assert "7 of 8 runs are in" in capsys.readouterr().out
     assert asked == [("random", 1, 12)]
     assert json.loads(lost.read_text())["run"]["cider"] == random["cider"]
 
     monkeypatch.setenv("REAL_SEARCH_TRAININGS", "2")  # another budget: nothing of it is there
     monkeypatch.setattr(real_search, "search", lambda *task: kept[0])
     real_search.main()
-    assert "0 of 6 runs are in" in capsys.readouterr().out
+    assert "0 of 8 runs are in" in capsys.readouterr().out
