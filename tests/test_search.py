@@ -393,6 +393,17 @@ def test_a_better_figure_of_the_best_trial_is_a_gain():
         assert incumbent.take_gain() is gain and incumbent.trial_id == "0"
 
 
+def test_what_a_trial_that_failed_had_beaten_is_on_the_front_again():
+    incumbent = Incumbent()
+    for trial, losses in [("0", (0.0, 0.0)), ("1", (1.0, 1.0)), ("2", (2.0, 0.5)), ("0", (3.0, 0.1))]:
+        incumbent.compare(trial, Standing(losses))
+    incumbent.forget("0")
+    incumbent.take_gain()
+    for losses, gain in [((1.5, 1.5), False), ((2.0, 0.6), False), ((1.5, 0.7), True), ((3.0, 0.2), True)]:
+        incumbent.compare("3", Standing(losses))
+        assert incumbent.take_gain() is gain
+
+
 @pytest.mark.parametrize("gangs", [1, 2, 4, 8])
 @pytest.mark.parametrize("budget", [{"epochs": 20}, {"worker_hours": 20 / 60}, {"epochs": 5}])
 def test_where_only_the_last_epoch_has_a_result_some_trials_come_to_it(tmp_path, recorder, budget, gangs):
