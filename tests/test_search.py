@@ -587,6 +587,20 @@ def test_a_search_killed_while_it_trains_the_last_to_its_end_goes_on_with_it(tmp
         assert outcome(both.events) == whole, killed_after
 
 
+@pytest.mark.parametrize("budget", [{"trials": 32}, {"epochs": 99}])
+def test_with_a_larger_budget_what_waits_at_its_rung_is_not_taken_up_unchosen(tmp_path, recorder, budget):
+    """More of the first trials would have passed it, had the budget been that from the start."""
+    changes = {"search": {"algorithm": "auto", "seed": 0}, "scheduler": {"max_epochs": 9}}
+    drive(open_search(tmp_path, recorder, budget={"trials": 16}, **changes))
+    after = Recorder()
+    resumed = open_search(tmp_path, after, budget=budget, **changes)
+    resumed.replay(*as_tables(recorder.events))
+    drive(resumed)
+    started = after.of(TrialStarted)
+    assert {event.trial_id for event in started} > {"00016"}
+    assert "taken up again" not in [event.why for event in started]
+
+
 def test_epochs_whose_figures_are_none_are_counted_once_by_a_resumed_run(tmp_path):
     """Between full epochs, too, where the table has an empty cell and nothing but the reason tells."""
 

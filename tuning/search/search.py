@@ -238,14 +238,14 @@ class Search:
         """Take in what earlier runs of the experiment wrote down, in the order in which it happened.
 
         Args:
-            trials: rows of the trials table (`trial_id`, `state`, `halvings`, `worker_s`, and of those that
-                are over `reason` and `finished_at`).
+            trials: rows of the trials table (`trial_id`, `state`, `reason`, `halvings`, `worker_s`, and of
+                those that are over `finished_at`).
             epochs: rows of the epochs table (`trial_id`, `epoch`, `attempt`, `metrics`, `at`), by `at`.
 
         Raises:
             ExperimentError: the tables have trials that the study has not.
         """
-        replay = Replay(self._trials, self._verdicts, self._max_epochs)
+        replay = Replay(self._trials, self._verdicts, self._scheduler, self._max_epochs)
         replay.take_in(list(self._searcher.configs()), trials, epochs)
         self._budget.count_total(sum(row.get("worker_s") or 0.0 for row in trials))
 
