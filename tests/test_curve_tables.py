@@ -135,6 +135,16 @@ def test_a_trial_whose_figure_is_none_diverges_in_that_epoch(tmp_path):
     assert isinstance(failure, Failure) and failure.state == "diverged"
 
 
+def test_a_trial_that_failed_before_it_was_evaluated_fails_in_that_epoch(tmp_path):
+    """Its figures are those of the others until then: NaN would end it in the first epoch, as diverged."""
+    failed = ({"learning_rate": 1e-1}, [math.nan, math.nan], "failed")
+    others = [({"learning_rate": 1e-3}, [1.0, 2.0]), ({"learning_rate": 1e-2}, [3.0, 6.0])]
+    curves = rates(tmp_path, [failed, *((*other, "stopped") for other in others)])
+    assert scores(curves, "00000", {"learning_rate": 1e-1}, 2) == [2.0, 4.0]
+    failure = curves("00000", {"learning_rate": 1e-1}, 3)
+    assert isinstance(failure, Failure) and failure.state == "failed"
+
+
 def test_another_space_is_refused_by_name(tmp_path):
     earlier = record(
         describe(tmp_path, name="earlier", search_space=SPACE),
