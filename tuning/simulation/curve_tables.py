@@ -261,8 +261,7 @@ def _coordinate(domain: Domain, value: Any) -> float:
     if value is None or pd.isna(value):
         return math.nan
     if isinstance(domain, Choice):
-        places = [place for place, each in enumerate(domain.values) if each == value]
-        return float(places[0]) if places else -1.0
+        return float(domain.values.index(value)) if domain.contains(value) else -1.0
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return math.inf  # as far from every number as can be
     return domain.unit(min(max(value, domain.low), domain.high))  # type: ignore[arg-type]
