@@ -58,6 +58,15 @@ def test_what_only_one_of_two_configurations_has_counts_as_different(tmp_path):
     assert scores(curves, "00001", {"learning_rate": 1e-4, "method": "low_rank", "ratio": 1.0}, 1) == [1]
 
 
+def test_of_choices_true_is_not_one(tmp_path):
+    earlier = record(
+        describe(tmp_path, name="earlier", search_space={"n": {"choice": [0, 1]}}),
+        [({"n": 0}, [1], "stopped"), ({"n": 1}, [2], "stopped")],
+    )
+    curves = CurveTable(earlier, describe(tmp_path, search_space={"n": {"choice": [True]}})).open()
+    assert scores(curves, "00000", {"n": True}, 1) == [1], "both are as far, and the first is taken first"
+
+
 def test_trials_of_one_configuration_are_taken_in_turns(tmp_path):
     twin = {"learning_rate": 1e-2}
     curves = rates(tmp_path, [(twin, [1], "stopped"), (twin, [2], "stopped")])
@@ -133,6 +142,16 @@ def test_a_trial_whose_figure_is_none_diverges_in_that_epoch(tmp_path):
     assert scores(curves, "00000", {"learning_rate": 1e-1}, 1) == [1.0]
     failure = curves("00000", {"learning_rate": 1e-1}, 2)
     assert isinstance(failure, Failure) and failure.state == "diverged"
+
+
+def test_a_trial_that_failed_before_it_was_evaluated_fails_in_that_epoch(tmp_path):
+    """Its figures are those of the others until then: NaN would end it in the first epoch, as diverged."""
+    failed = ({"learning_rate": 1e-1}, [math.nan, math.nan], "failed")
+    others = [({"learning_rate": 1e-3}, [1.0, 2.0]), ({"learning_rate": 1e-2}, [3.0, 6.0])]
+    curves = rates(tmp_path, [failed, *((*other, "stopped") for other in others)])
+    assert scores(curves, "00000", {"learning_rate": 1e-1}, 2) == [2.0, 4.0]
+    failure = curves("00000", {"learning_rate": 1e-1}, 3)
+    assert isinstance(failure, Failure) and failure.state == "failed"
 
 
 def test_another_space_is_refused_by_name(tmp_path):

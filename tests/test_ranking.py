@@ -184,3 +184,16 @@ def test_a_thousand_points_of_two_objectives_are_ranked_in_one_go():
     order = pareto_order(points)
     best = {tuple(row) for row in points[front(points)]}
     assert {tuple(points[i]) for i in order[: len(best)]} == best
+
+
+def test_of_many_objectives_whoever_is_far_from_others_is_first():
+    """By hand, on a line: the best in one of two objectives is 1 from what would be better, the worst 0."""
+    line = [0.9, 0.5, 1.0, 0.0]
+    assert pareto_order(np.array([(t, 1 - t, 0.0, 0.0, 0.0) for t in line])) == [3, 1, 2, 0]
+
+
+def test_three_hundred_points_of_many_objectives_take_no_time():
+    points = np.random.default_rng(0).standard_normal((300, 7))
+    points -= points.mean(axis=1, keepdims=True)
+    assert front(points).all()
+    assert sorted(pareto_order(points)) == list(range(300))

@@ -393,6 +393,17 @@ def test_a_better_figure_of_the_best_trial_is_a_gain():
         assert incumbent.take_gain() is gain and incumbent.trial_id == "0"
 
 
+def test_what_a_trial_that_failed_had_beaten_is_on_the_front_again():
+    incumbent = Incumbent()
+    for trial, losses in [("0", (0.0, 0.0)), ("1", (1.0, 1.0)), ("2", (2.0, 0.5)), ("0", (3.0, 0.1))]:
+        incumbent.compare(trial, Standing(losses))
+    incumbent.forget("0")
+    incumbent.take_gain()
+    for losses, gain in [((1.5, 1.5), False), ((2.0, 0.6), False), ((1.5, 0.7), True), ((3.0, 0.2), True)]:
+        incumbent.compare("3", Standing(losses))
+        assert incumbent.take_gain() is gain
+
+
 @pytest.mark.parametrize("gangs", [1, 2, 4, 8])
 @pytest.mark.parametrize("budget", [{"epochs": 20}, {"worker_hours": 20 / 60}, {"epochs": 5}])
 def test_where_only_the_last_epoch_has_a_result_some_trials_come_to_it(tmp_path, recorder, budget, gangs):
@@ -574,6 +585,20 @@ def test_a_search_killed_while_it_trains_the_last_to_its_end_goes_on_with_it(tmp
     for killed_after in range(its_first, len(reported) + 1):
         both = killed_and_resumed(tmp_path / f"{killed_after}", killed_after, curve=curve, **changes)
         assert outcome(both.events) == whole, killed_after
+
+
+@pytest.mark.parametrize("budget", [{"trials": 32}, {"epochs": 99}])
+def test_with_a_larger_budget_what_waits_at_its_rung_is_not_taken_up_unchosen(tmp_path, recorder, budget):
+    """More of the first trials would have passed it, had the budget been that from the start."""
+    changes = {"search": {"algorithm": "auto", "seed": 0}, "scheduler": {"max_epochs": 9}}
+    drive(open_search(tmp_path, recorder, budget={"trials": 16}, **changes))
+    after = Recorder()
+    resumed = open_search(tmp_path, after, budget=budget, **changes)
+    resumed.replay(*as_tables(recorder.events))
+    drive(resumed)
+    started = after.of(TrialStarted)
+    assert {event.trial_id for event in started} > {"00016"}
+    assert "taken up again" not in [event.why for event in started]
 
 
 def test_epochs_whose_figures_are_none_are_counted_once_by_a_resumed_run(tmp_path):

@@ -266,6 +266,13 @@ def test_start_configurations_come_first_and_are_completed(tmp_path):
     assert suggested[3] == drawn[3]
 
 
+def test_start_configurations_have_their_domains_types_before_a_restart_too(tmp_path):
+    space = Space({"size": Choice([16, 32]), "x": Float(0, 1)})
+    start = [Proposal({"size": 16.0, "x": 0})]
+    suggested = open_searcher(tmp_path, space, start=start).suggest().config
+    assert repr(suggested) == repr({"size": 16, "x": 0.0})
+
+
 def test_start_configurations_run_also_where_the_proposer_has_no_more(tmp_path):
     space = Space({"c": Choice(["a", "b"])})
     searcher = open_searcher(

@@ -97,10 +97,8 @@ class TuneScheduler(_Unsaved, FIFOScheduler):
 
         Those of gangs that have ended are let go.
         """
-        kept, gang = (
-            tune_controller._tune_controller._actor_cache,
-            trial.config["gang"],
-        )  # no setting reaches it
+        kept = tune_controller._tune_controller._actor_cache  # no setting reaches it
+        gang = trial.config["gang"]
         if gang not in self._seats:
             self._seats[gang] = trial.placement_group_factory
             kept.increase_max(self._seats[gang])

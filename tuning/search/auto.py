@@ -110,6 +110,7 @@ class Auto(Scheduler):
         self._startup = STARTUP - len(earlier)
         self._decides = True
         self._waiting: dict[int, int] = {}  # number -> epoch of the rung at which it is paused
+        self._paused_before: dict[int, str] = {}  # number -> reason, in an earlier run
         self._done: dict[int, int] = {}  # number -> epochs
         self._last: int | None = None  # number of the one that went on when all epochs were given away
         self._reported: Sequence[tuple[int, int]] = ()
@@ -154,10 +155,9 @@ class Auto(Scheduler):
         decision = self._asha.report(trial_id, epoch, standing)
         if decision.action != "pause":
             return decision
-        if number == self._last:
-            return Decision("continue", f"rung {decision.rung}: {TO_THE_END}", decision.rung)
-        if self._passes(number, epoch) and self._allotment.pass_unchosen(number, epoch):
-            return Decision("continue", f"rung {decision.rung}: one of the first trials", decision.rung)
+        stays = decision.reason == self._paused_before.get(number)
+        if not stays and (why := self._why_unpaused(number, epoch)):
+            return Decision("continue", f"rung {decision.rung}: {why}", decision.rung)
         self._waiting[number] = epoch
         return decision
 
@@ -177,6 +177,10 @@ class Auto(Scheduler):
         self._done[number] = max(epoch, self._done.get(number, 0))
         self._allotment.until_next(number, epoch - 1)
         self._asha.went_on(trial_id, epoch)
+
+    def was_paused(self, trial_id: str, reason: str) -> None:
+        """It stays there: a larger budget has more for the first trials, but not for those that waited."""
+        self._paused_before[int(trial_id)] = reason
 
     def drop(self, trial_id: str) -> None:
         """Never promote it; if it failed, remember where it would have been evaluated next as a bad place."""
@@ -260,6 +264,13 @@ class Auto(Scheduler):
         able = (n for n in order if n >= 0 and not self._evidence.trial(n).failed)
         best = next(able, None)
         return _Choice(paused=best, why=TO_THE_END) if best in self._waiting else None
+
+    def _why_unpaused(self, number: int, epoch: int) -> str:
+        """Why a trial does not wait at this rung; empty: it does."""
+        if number == self._last:
+            return TO_THE_END
+        passes = self._passes(number, epoch) and self._allotment.pass_unchosen(number, epoch)
+        return "one of the first trials" if passes else ""
 
     def _leaves_its_rung(self, number: int) -> None:
         """A trial that waits goes on, whoever decided it: as the last, if its next rung does not fit."""

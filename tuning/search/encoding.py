@@ -44,7 +44,7 @@ class Encoding:
                 domain, column = self._space[name], self._columns[name]
                 if isinstance(domain, Choice):
                     if name in config:
-                        point[column + _index(domain, config[name])] = CHOSEN
+                        point[column + domain.values.index(config[name])] = CHOSEN
                 else:
                     point[column] = domain.unit(config[name]) if name in config else 0.5
         return points
@@ -68,7 +68,7 @@ class Encoding:
                 continue  # where it becomes active, it is drawn
             if isinstance(domain, Choice):
                 if not moved[index]:
-                    units[index] = (_index(domain, config[name]) + 0.5) / len(domain.values)
+                    units[index] = (domain.values.index(config[name]) + 0.5) / len(domain.values)
             else:
                 step = width * rng.standard_normal() if moved[index] else 0.0
                 units[index] = min(max(domain.unit(config[name]) + step, 0.0), 1.0)
@@ -80,11 +80,3 @@ class Encoding:
             },
             self._space.at(dict(zip(self._names, units.tolist(), strict=True))),
         )
-
-
-def _index(domain: Choice, value: Any) -> int:
-    return next(
-        index
-        for index, each in enumerate(domain.values)
-        if each == value and isinstance(each, bool) == isinstance(value, bool)
-    )

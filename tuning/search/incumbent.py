@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 from tuning.search.ranking import Standing, dominated
 
 
@@ -11,31 +13,41 @@ class Incumbent:
     def __init__(self) -> None:
         self.trial_id: str | None = None
         """The best of all trials that did not go wrong."""
-        self._bests: dict[str, Standing] = {}  # by trial_id
-        self._front: list[Standing] = []
+        self._results: dict[str, list[Standing]] = {}  # by trial_id, the finite ones
+        self._front: list[Standing] = []  # of several objectives
         self._gained = False
 
     def compare(self, trial_id: str, standing: Standing) -> None:
         """Take a result in; one that is not finite is nobody's best."""
         if not standing.finite:
             return
-        before = self._bests.get(trial_id)
-        leader = None if self.trial_id is None else self._bests[self.trial_id]
-        if before is None or standing.key < before.key:
-            self._bests[trial_id] = standing
-        if leader is None or standing.key < leader.key:
+        if self.trial_id is None or standing.key < self._best_key(self.trial_id):
             self.trial_id = trial_id
             self._gained = True
-        if len(standing.losses) > 1 and not dominated(standing, self._front):
-            self._front = [each for each in self._front if not dominated(each, [standing])] + [standing]
+        self._results.setdefault(trial_id, []).append(standing)
+        if self._enter(standing):
             self._gained = True
 
     def forget(self, trial_id: str) -> None:
-        """Recommend another one."""
-        if self._bests.pop(trial_id, None) is not None:
-            self.trial_id = min(self._bests, key=lambda name: self._bests[name].key, default=None)
+        """Recommend another one; what it alone had beaten is on the front again."""
+        gone = self._results.pop(trial_id, [])
+        if gone:
+            self.trial_id = min(self._results, key=self._best_key, default=None)
+        if any(standing in self._front for standing in gone):
+            self._front = []
+            for standing in chain.from_iterable(self._results.values()):
+                self._enter(standing)
 
     def take_gain(self) -> bool:
         """Whether there was a better best, or a point on the front, since this was last asked."""
         gained, self._gained = self._gained, False
         return gained
+
+    def _best_key(self, trial_id: str) -> tuple[float, float]:
+        return min(standing.key for standing in self._results[trial_id])
+
+    def _enter(self, standing: Standing) -> bool:
+        if len(standing.losses) == 1 or dominated(standing, self._front):
+            return False
+        self._front = [each for each in self._front if not dominated(each, [standing])] + [standing]
+        return True

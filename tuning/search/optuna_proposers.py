@@ -147,7 +147,7 @@ def study_of(
         shown: trials with how they stand; none: it has two objectives.
         notes: what the sampler's own notes on each of them are; none: it has none.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     objectives = len(shown[0][1].losses) if shown else 2
     study = optuna.create_study(sampler=sampler, directions=["minimize"] * objectives)
     distributions = space.distributions()

@@ -247,8 +247,8 @@ def explore(space: Space, config: Mapping[str, Any], rng: np.random.Generator) -
 def _neighbour(domain: Domain, value: Any, up: bool) -> Any:
     """The next value up or down; a zero, which no factor changes, moves by a share of the range."""
     if isinstance(domain, Choice):
-        same = [v == value and isinstance(v, bool) == isinstance(value, bool) for v in domain.values]
-        return domain.values[min(max(same.index(True) + (1 if up else -1), 0), len(same) - 1)]
+        there = domain.values.index(value) + (1 if up else -1)
+        return domain.values[min(max(there, 0), len(domain.values) - 1)]
     scaled = value * FACTORS[up] if value else (FACTORS[up] - 1) * (domain.high - domain.low)
     if domain.step is None:
         return float(min(max(scaled, domain.low), domain.high))

@@ -3,7 +3,8 @@
 Pure numbers: knows neither trials nor rungs nor who asks. With one objective it is an ordinary sort.
 
 Ranks are by non-dominated sorting, ties within a front by the hypervolume that would be lost without the
-point (Emmerich et al. 2005, SMS-EMOA); constraints by feasibility first (Deb et al. 2002, NSGA-II).
+point (Emmerich et al. 2005, SMS-EMOA); constraints by feasibility first (Deb et al. 2002, NSGA-II). Of more
+than `EXACT` objectives, crowding (NSGA-II's, too) takes the place of that hypervolume.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from dataclasses import dataclass, field
 import moocore
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+#: Most objectives of which hypervolume decides: with each more it takes some ten times as long.
+EXACT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ def dominated(standing: Standing, others: Iterable[Standing]) -> bool:
 
 
 def pareto_order(losses: NDArray[np.float64]) -> list[int]:
-    """Rows of `losses` (float64 [points, objectives]) by front, within it by hypervolume contribution."""
+    """Rows of `losses` (float64 [points, objectives]) by front, within it by `contributions`."""
     if len(losses) < 2:
         return list(range(len(losses)))
     scaled, ranks = ranked(losses)
@@ -82,11 +86,25 @@ def ranked(losses: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np
 
 
 def contributions(scaled: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Hypervolume that a front of `ranked` losses would lose without each, from a tenth beyond the worst."""
+    """Hypervolume that a front of `ranked` losses would lose without each, from a tenth beyond the worst; of
+    more than `EXACT` objectives how far each is from its neighbours."""
+    if scaled.shape[1] > EXACT:
+        return _crowding(scaled)
     return moocore.hv_contributions(scaled, ref=np.full(scaled.shape[1], 1.1))
 
 
-def hypervolume(losses: ArrayLike, reference: Sequence[float]) -> float:
+def _crowding(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Distance between the neighbours of each, summed over the objectives. At the ends the paper has it
+    infinite; here the best in one is a whole range from the next, and the worst, which is no merit, at it."""
+    distances = np.zeros(len(points))
+    for column in points.T:
+        values, places = np.unique(column, return_inverse=True)
+        padded = np.concatenate([values[:1] - 1, values, values[-1:]])
+        distances += (padded[2:] - padded[:-2])[places]
+    return distances
+
+
+def hypervolume(losses: ArrayLike, reference: Sequence[float] | NDArray[np.float64]) -> float:
     """Volume that the rows of `losses` ([points, objectives]) dominate, up to `reference`; 0 for no rows."""
     points = np.asarray(losses, dtype=float).reshape(-1, len(reference))
     return float(moocore.hypervolume(points, ref=np.asarray(reference, dtype=float))) if len(points) else 0.0

@@ -15,7 +15,7 @@ from typing import Any
 from tuning.events import FINAL_STATES, TrialState
 from tuning.experiment import ExperimentError
 from tuning.search.open_trials import INTERRUPTED, OpenTrials
-from tuning.search.scheduler import Decision
+from tuning.search.scheduler import Decision, Scheduler
 from tuning.search.trial import Trial
 from tuning.search.verdicts import NOT_FINITE, Verdicts
 from tuning.tables.comparison import WENT_WRONG
@@ -24,9 +24,10 @@ from tuning.tables.comparison import WENT_WRONG
 class Replay:
     """Takes rows in as if they happened now, and tells only what the tables do not know."""
 
-    def __init__(self, trials: OpenTrials, verdicts: Verdicts, max_epochs: int):
+    def __init__(self, trials: OpenTrials, verdicts: Verdicts, scheduler: Scheduler, max_epochs: int):
         self._trials = trials
         self._verdicts = verdicts
+        self._scheduler = scheduler
         self._max_epochs = max_epochs
 
     def take_in(
@@ -46,6 +47,9 @@ class Replay:
         halvings = {row["trial_id"]: row.get("halvings") or 0 for row in trials}
         for trial_id in known:
             self._trials.open(trial_id).halvings = halvings.get(trial_id, 0)
+        for row in trials:
+            if row["state"] == "paused":
+                self._scheduler.was_paused(row["trial_id"], row.get("reason") or "")
         decisions: dict[str, Decision] = {}
         for row in _as_it_happened(trials, epochs):
             trial = self._trials[row["trial_id"]]

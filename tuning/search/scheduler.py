@@ -59,6 +59,11 @@ class Scheduler(Protocol):
     def went_on(self, trial_id: str, epoch: int) -> None:
         """The trial has trained for `epoch` epochs, or failed in that one: it waits at no rung before."""
 
+    def was_paused(self, trial_id: str, reason: str) -> None:
+        """An earlier run, perhaps with another budget, left the trial paused for this reason of `report`: the
+        report is to be answered so again. Here: no answer depends on the budget."""
+        return
+
     def drop(self, trial_id: str) -> None:
         """The trial is over for another reason: it is never promoted."""
 

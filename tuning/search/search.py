@@ -18,9 +18,11 @@ The parts, each usable alone:
   `finish(trial_id, state)`;
 * a scheduler (`tuning.search.scheduler`): `report(trial_id, epoch, standing) -> continue | pause | stop`;
   `next_promotion()` and `next_stop()`, each `-> trial_id, reason | None`, both told whether a new trial may
-  begin instead (`or_new`); `went_on(trial_id, epoch)` and `drop(trial_id)`. One that also proposes (`auto`,
-  `pbt`) is shown the searcher's trials once (`watch`), as `tuning/search/strategies.py` does;
-* a budget (`tuning.search.budget`): `may_start`, `exhausted`, `epochs_left`.
+  begin instead (`or_new`); `went_on(trial_id, epoch)`, `drop(trial_id)` and, when a run is resumed,
+  `was_paused(trial_id, reason)`. One that also proposes (`auto`, `pbt`) is shown the searcher's trials once
+  (`watch`), as `tuning/search/strategies.py` does;
+* a budget (`tuning.search.budget`): told what is spent (`count_*`, `trial_over`), it says whether another
+  trial `may_start` and whether it `has_room_for` more epochs, and when it is `exhausted` or flat, why.
 
 A trial's identity is its number in the Optuna study, "00012". A driver may send the same trial several
 times (after a promotion, a crash, or when a killed experiment is resumed); what was reported before is not
@@ -238,14 +240,14 @@ class Search:
         """Take in what earlier runs of the experiment wrote down, in the order in which it happened.
 
         Args:
-            trials: rows of the trials table (`trial_id`, `state`, `halvings`, `worker_s`, and of those that
-                are over `reason` and `finished_at`).
+            trials: rows of the trials table (`trial_id`, `state`, `reason`, `halvings`, `worker_s`, and of
+                those that are over `finished_at`).
             epochs: rows of the epochs table (`trial_id`, `epoch`, `attempt`, `metrics`, `at`), by `at`.
 
         Raises:
             ExperimentError: the tables have trials that the study has not.
         """
-        replay = Replay(self._trials, self._verdicts, self._max_epochs)
+        replay = Replay(self._trials, self._verdicts, self._scheduler, self._max_epochs)
         replay.take_in(list(self._searcher.configs()), trials, epochs)
         self._budget.count_total(sum(row.get("worker_s") or 0.0 for row in trials))
 

@@ -23,6 +23,8 @@ from tuning.events import TrialState
 from tuning.search.journal import open_journal
 from tuning.search.proposers import Observed, Proposal, Proposer
 from tuning.search.ranking import Standing
+from tuning.tables.comparison import WENT_WRONG
+from tuning.tables.configurations import in_domain
 
 _OUTCOMES: dict[str, optuna.trial.TrialState] = {
     "completed": optuna.trial.TrialState.COMPLETE,
@@ -34,7 +36,6 @@ _OUTCOMES: dict[str, optuna.trial.TrialState] = {
 }
 #: What is kept of a proposal beside its configuration, as user attributes of the study's trial.
 _PROPOSED = ("generation", "parent", "parent_epoch", "why")
-_WENT_WRONG = ("diverged", "failed", "out_of_memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ class Searcher:
         self.reported: list[tuple[int, int]] = []
         """Number and epoch of every result, and number and 0 of every end, as they came."""
         directions = [optuna.study.StudyDirection[f"{mode.upper()}IMIZE"] for mode in modes]
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # else a line per study on the terminal
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # else a line per study, and gp's, on the terminal
         self._study = optuna.create_study(
             study_name=name,
             storage=InMemoryStorage() if path is None else open_journal(path),
@@ -118,7 +119,8 @@ class Searcher:
         if number < len(self._start):
             drawn = {} if proposal is None else proposal.config
             first = self._start[number]
-            proposal = replace(first, config=self._space.complete(first.config, drawn))
+            given = {name: in_domain(self._space[name], value) for name, value in first.config.items()}
+            proposal = replace(first, config=self._space.complete(given, drawn))
         if proposal is None:
             return None
         distributions = self._space.distributions()
@@ -165,7 +167,7 @@ class Searcher:
         if state not in _OUTCOMES:
             raise ValueError(f"a trial ends as one of {', '.join(_OUTCOMES)}, but got {state!r}")
         observed = self._find(trial_id)
-        observed.over, observed.failed = state != "paused", state in _WENT_WRONG
+        observed.over, observed.failed = state != "paused", state in WENT_WRONG
         self.reported.append((int(trial_id), 0))
         trial = self._frozen(trial_id)
         if trial.state.is_finished():

@@ -11,8 +11,9 @@ made up, and counted:
   becomes better than the best that was measured up to that epoch;
 * an epoch at which a figure was not measured, between two at which it was, lies on the line between them.
 
-A trial that diverged, failed or ran out of memory does so in the same epoch again. Nothing corrects for the
-selection that earlier scheduling made: those that went far are those that were good early.
+A trial that diverged, failed or ran out of memory does so in the same epoch again; if it was never evaluated,
+it has the others' mean curve until then. Nothing corrects for the selection that earlier scheduling made:
+those that went far are those that were good early.
 """
 
 from __future__ import annotations
@@ -216,7 +217,8 @@ def _matrix(results: Results, column: str, trial_ids: list[str]) -> np.ndarray:
 def _complete(
     measured: np.ndarray, epochs: int, exemplary: np.ndarray, *, mode: str | None, ratio: bool
 ) -> np.ndarray:
-    """Curves without gaps, float64 [trials, epochs]; rows that were never measured stay NaN.
+    """Curves without gaps, float64 [trials, epochs]. A row that was never measured stays NaN if exemplary;
+    else it is the mean of those that are.
 
     Args:
         measured: float64 [trials, any epochs], NaN where it was not measured.
@@ -248,6 +250,9 @@ def _complete(
             start = known[rows, end - 1]
             guess = start * change if ratio else start + change
             curves[rows, epoch] = worse(guess, bounds[epoch])  # where there is no bound, the guess
+    for like in (last > 0, exemplary & (last > 0)):  # where none is exemplary, whatever there is
+        if like.any():
+            curves[~exemplary & (last == 0)] = curves[like].mean(axis=0)
     return curves[:, :epochs]
 
 
@@ -256,8 +261,7 @@ def _coordinate(domain: Domain, value: Any) -> float:
     if value is None or pd.isna(value):
         return math.nan
     if isinstance(domain, Choice):
-        places = [place for place, each in enumerate(domain.values) if each == value]
-        return float(places[0]) if places else -1.0
+        return float(domain.values.index(value)) if domain.contains(value) else -1.0
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return math.inf  # as far from every number as can be
     return domain.unit(min(max(value, domain.low), domain.high))  # type: ignore[arg-type]
