@@ -2,7 +2,7 @@
 
 What its sections may hold is in `sections.py`. Reading YAML and naming lines is `experiment_file.py`, sizing
 gangs on a cluster `resources.py`, and what the `data` and `model` sections mean is for the trainable, which
-is asked before anything starts.
+is asked (`acceptance.py`) before anything starts.
 
     experiment = Experiment.load("examples/shapes.yaml", overrides=["budget.trials=4"])
 """
@@ -32,7 +32,8 @@ from search_spaces.nearest import nearest
 from search_spaces.space import Space, SpaceError
 from trainables.refusal import refusal
 from trainables.store import is_url, local, refuse_url, under, without_secrets
-from trainables.trial import GANG_METRICS, SettingsError, refuse_immutable, resolve_trainable
+from trainables.trial import SettingsError
+from tuning.acceptance import ask_trainable
 from tuning.contradictions import Contradictions, refuse_contradictions
 from tuning.experiment_file import ExperimentError, Source, read_experiment_file
 from tuning.gangs.resources import DoesNotFit, GangPlan, NodeResources, plan_gangs
@@ -188,24 +189,8 @@ class Experiment(Strict):
         Raises:
             ExperimentError: it does not exist or refuses something.
         """
-        searched = {name: domain.examples() for name, domain in self.space.items()}
         try:
-            trainable = resolve_trainable(self.trainable)
-            if self.search.algorithm == "pbt":
-                refuse_immutable(self.space, getattr(trainable, "mutable", frozenset()), self.trainable)
-            check = getattr(trainable, "check", None)
-            if check is not None:
-                try:
-                    check(self.data, self.model, searched)
-                except SettingsError as error:
-                    if data_is_here or error.path != ("data", "path"):
-                        raise
-            if self.training.on_out_of_memory == "accumulate" and not hasattr(trainable, "with_less_memory"):
-                rule = f"the trainable {self.trainable!r} has no `with_less_memory`, use fail"
-                raise SettingsError(("training", "on_out_of_memory"), f"got 'accumulate': {rule}")
-            if self.compression.search == "children":
-                self._check_children(trainable)
-            self._check_metrics(trainable)
+            ask_trainable(self, data_is_here=data_is_here)
         except SettingsError as error:
             raise ExperimentError([self.problem(error.path, error.message)]) from error
 
@@ -234,25 +219,6 @@ class Experiment(Strict):
             problems.append(self.problem(("model", METHOD), f"got {fixed!r}: {whole}leave it out"))
         if problems:
             raise ExperimentError(problems)
-
-    def _check_metrics(self, trainable: Any) -> None:
-        if "reported_metrics" not in vars(trainable):  # the first trial tells
-            return
-        known = sorted({*trainable.reported_metrics, *GANG_METRICS})
-        for section in ("objectives", "constraints"):
-            for index, asked in enumerate(getattr(self, section)):
-                if asked.metric not in known:
-                    rule = f"got {asked.metric!r}: {self.trainable!r} does not report it"
-                    place = (section, str(index), "metric")
-                    raise SettingsError(place, rule + nearest(asked.metric, known))
-
-    def _check_children(self, trainable: Any) -> None:
-        if not hasattr(trainable, "variants"):
-            rule = f"got 'children': the trainable {self.trainable!r} has no `variants`, use joint"
-            raise SettingsError(("compression", "search"), rule)
-        check = getattr(trainable, "check_variants", None)
-        if check is not None:
-            check(list(self.compression.methods), list(self.compression.ratios))
 
     @classmethod
     def _build(cls, tree: Mapping[str, Any], source: Source) -> Experiment:
