@@ -11,7 +11,7 @@ import os
 import socket
 import urllib.parse
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.metadata import job_metadata
 from cluster.token import ensure_token
@@ -57,7 +57,7 @@ def connect(
             raise ExperimentError([str(error)]) from error
     if address not in ("local", "auto"):
         _refuse_unreachable(address, origin)
-    local = (
+    local: dict[str, Any] = (
         {"include_dashboard": True, "dashboard_host": "127.0.0.1", "num_cpus": cpus}
         if address == "local"
         else {}
@@ -69,7 +69,7 @@ def connect(
             log_to_driver=False,
             logging_level=logging.ERROR,
             job_config=JobConfig(metadata=job_metadata(experiment) if experiment else {}),
-            **local,  # type: ignore[arg-type]
+            **local,
         )
     except Exception as error:  # a plain one where the raylet is not up in time
         what = "Ray did not start here" if local else f"{origin}: cannot join the Ray at {address!r}"

@@ -230,8 +230,9 @@ def _check_range(domain: Float | Int) -> None:
 
 def _is_finite(value: object) -> TypeGuard[float]:
     """Whether it is a number that a float can hold; `math.isfinite` raises at a whole one that none can."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def _between(low: float, high: float, unit: float) -> float:

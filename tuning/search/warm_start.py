@@ -1,4 +1,4 @@
-"""Trials of earlier experiments as a new one's searcher sees them: `search.from`.
+"""What a new experiment takes from earlier ones: trials to learn from, or configurations to begin with.
 
 Hyperparameters are matched by name, results by epoch; what does not fit is filled or left out, and said.
 What a searcher makes of the trials is for `auto.py` and `optuna_proposers.py`.
@@ -51,8 +51,8 @@ def earlier_trials(experiment: Experiment, storage: str | Path) -> Earlier:
     pattern in it; one that only it knew is ignored. Trials with a value outside the new domains, or without
     a result after an epoch at which the new experiment evaluates in full, are left out; those that diverged,
     failed or ran out of memory are taken as failed. A bare table of trials (`.parquet` without the
-    experiment beside it) tells of each trial's best epoch only; its figures count for the highest full
-    epoch that is not beyond that one. A constraint whose figure the source lacks counts as kept.
+    experiment beside it) tells of each trial's best epoch only, and ranks it at the highest full epoch that
+    is not beyond that one. A constraint whose figure the source lacks counts as kept.
 
     Args:
         experiment: the new one; its seed decides the draws.
