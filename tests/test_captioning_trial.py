@@ -394,7 +394,7 @@ def test_a_compressed_encoder_sees_the_images_once_for_all_trials(data, monkeypa
 @pytest.mark.parametrize(
     ("data_changes", "settings", "searched", "path", "message"),
     [
-        ({"formt": "shapes"}, {}, {}, ("data", "formt"), "did you mean format"),
+        ({"formt": "shapes"}, {}, {}, ("data", "formt"), "did you mean 'format'"),
         ({"image_size": 4}, {}, {}, ("data", "image_size"), "16"),
         ({"seed": -1}, {}, {}, ("data", "seed"), "greater than or equal to 0"),
         ({"format": "coco"}, {}, {}, ("data", "path"), "folder"),
@@ -407,9 +407,9 @@ def test_a_compressed_encoder_sees_the_images_once_for_all_trials(data, monkeypa
         ),
         ({}, {"encoder": "resnet"}, {}, ("model", "encoder"), "got 'resnet': should be 'cnn'"),
         ({"path": "/tmp"}, {}, {}, ("data", "path"), "leave the path out"),
-        ({}, {"droput": 0.1}, {}, ("model", "droput"), "did you mean dropout"),
+        ({}, {"droput": 0.1}, {}, ("model", "droput"), "did you mean 'dropout'"),
         ({}, {"dropout": 1.5}, {}, ("model", "dropout"), "1.5"),
-        ({}, {"compression.rato": 0.5}, {}, ("model", "compression", "rato"), "did you mean ratio"),
+        ({}, {"compression.rato": 0.5}, {}, ("model", "compression", "rato"), "did you mean 'ratio'"),
         ({}, {}, {"learning_rte": [1e-3]}, ("search_space", "learning_rte"), "learning_rate"),
         ({}, {}, {"compression.ratio": [0.5, 1.0]}, ("search_space", "compression.ratio"), "less than 1"),
         ({}, {"decoder": "transformer", "decoder_width": 250}, {}, ("model", "decoder_heads"), "nearest"),

@@ -252,9 +252,9 @@ class TestImageFolder:
     @pytest.mark.parametrize(
         ("column", "hint"),
         [
-            ("txet", "did you mean text"),
+            ("txet", "did you mean 'text'"),
             ("by", "holds objects .*by.en, by.de"),
-            ("texts", r"holds objects; did you mean text\? \(columns: text, tags,"),
+            ("texts", r"holds objects; did you mean 'text'\? \(columns: text, tags,"),
         ],
     )
     def test_a_wrong_column_is_refused_with_the_nearest(self, folder, column, hint):
@@ -402,7 +402,7 @@ class TestRefusals:
 
     def test_a_missing_folder_names_the_nearest(self, tmp_path):
         (tmp_path / "photos").mkdir()
-        with pytest.raises(SettingsError, match="did you mean photos") as caught:
+        with pytest.raises(SettingsError, match="did you mean 'photos'") as caught:
             read("flickr8k", tmp_path / "phtos")
         assert caught.value.path == ("data", "path")
 
@@ -415,7 +415,7 @@ class TestRefusals:
 
     def test_a_misspelled_caption_file_names_the_nearest(self, tmp_path):
         write(tmp_path / "text/captions.txt", "a,b")
-        with pytest.raises(SettingsError, match=r"did you mean text/captions\.txt") as caught:
+        with pytest.raises(SettingsError, match=r"did you mean 'text/captions\.txt'") as caught:
             read("flickr8k", tmp_path, captions_file="text/caption.txt")
         assert caught.value.path == ("data", "captions_file")
 

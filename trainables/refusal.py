@@ -1,18 +1,25 @@
-"""What pydantic says of a refused value, in the words of the experiment file."""
+"""Why a value is refused, in the words of the experiment file, and what was perhaps meant."""
 
 from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from pydantic_core import ErrorDetails
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 def refusal(details: ErrorDetails) -> str:
-    """`got VALUE: should be …`, with the nearest of a few valid values."""
+    """`got VALUE: should be …`, as pydantic says it, with the nearest of a few valid values."""
     value, message = details["input"], details["msg"]
     rule = details.get("ctx", {}).get("error") or re.sub("^(Input|String) should", "should", message)
-    near: list[str] = []
-    if details["type"] == "literal_error":
-        near = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", message), n=1)
-    return f"got {value!r}: {rule}" + (f"; did you mean {near[0]!r}?" if near else "")
+    choices = re.findall(r"'([^']*)'", message) if details["type"] == "literal_error" else ()
+    return f"got {value!r}: {rule}{nearest(str(value), choices)}"
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """The ending "; did you mean 'X'?" of a message, or nothing where no choice is near."""
+    near = difflib.get_close_matches(name, list(choices), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -7,12 +7,13 @@ than itself. `trainables/gang.py` drives the protocol; `trainables/captioning/tr
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+from trainables.refusal import nearest
 
 Metrics = dict[str, float]
 #: Tables by name, the most telling first: rows of text and numbers, all with the same keys.
@@ -201,9 +202,8 @@ def resolve_trainable(name: str) -> Callable[[], Trainable]:
     found = getattr(module, class_name, None)
     if not isinstance(found, type):
         classes = [name for name, value in vars(module).items() if isinstance(value, type)]
-        near = difflib.get_close_matches(class_name, classes, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise SettingsError(("trainable",), f"module {module_name!r} has no class {class_name!r}{hint}")
+        reason = f"module {module_name!r} has no class {class_name!r}{nearest(class_name, classes)}"
+        raise SettingsError(("trainable",), reason)
     missing = [name for name in METHODS if not callable(getattr(found, name, None))]
     if missing:
         reason = f"{class_name} lacks {', '.join(missing)}; a trainable has {', '.join(METHODS)}"

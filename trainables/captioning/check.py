@@ -14,11 +14,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from trainables.captioning.data.cache import check_items
-from trainables.captioning.data.reading import nearest
 from trainables.captioning.model.decoders import check_heads
 from trainables.captioning.model.encoders import check_packages
 from trainables.captioning.settings import Compression, DataSettings, Settings
-from trainables.refusal import refusal
+from trainables.refusal import nearest, refusal
 from trainables.trial import SettingsError
 
 _FROZEN_CNN = "a frozen cnn would keep its random weights: choose efficientnet_lite0, or true here"

@@ -17,9 +17,10 @@ from trainables.captioning.data.flickr import read_flickr8k
 from trainables.captioning.data.imagefolder import read_imagefolder
 from trainables.captioning.data.images import PASSING, FileSource
 from trainables.captioning.data.items import Item, Items, Split, hashed_split, with_validation
-from trainables.captioning.data.reading import Reading, Row, nearest
+from trainables.captioning.data.reading import Reading, Row
 from trainables.captioning.data.webdataset import read_webdataset
 from trainables.captioning.settings import DataSettings
+from trainables.refusal import nearest
 from trainables.trial import SettingsError
 
 READERS: dict[str, Callable[[Reading], Iterator[Row]]] = {

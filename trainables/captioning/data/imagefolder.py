@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainables.captioning.data.reading import Reading, Row, nearest, split_of, text, texts
+from trainables.captioning.data.reading import Reading, Row, split_of, text, texts
+from trainables.refusal import nearest
 from trainables.trial import SettingsError
 
 

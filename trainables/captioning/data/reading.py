@@ -5,16 +5,16 @@ Knows no layout; `formats.py` merges the rows into items.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trainables.captioning.data.items import SPLIT_NAMES, Source, Split
 from trainables.captioning.settings import DataSettings
+from trainables.refusal import nearest
 from trainables.trial import SettingsError
 
 
@@ -98,12 +98,6 @@ def _texts(root: Path) -> list[Path]:
     """Files that may hold captions, here and one folder down."""
     suffixes = (".txt", ".json", ".jsonl", ".csv", ".token")
     return sorted(path for path in [*root.glob("*"), *root.glob("*/*")] if path.suffix in suffixes)
-
-
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """The ending "; did you mean X?" of a message, or nothing where no choice is near."""
-    near = difflib.get_close_matches(name, list(choices), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def split_of(name: str) -> Split | None:
