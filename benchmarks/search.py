@@ -20,7 +20,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -163,7 +162,7 @@ def run(task: Task) -> Outcome:
     history, failure, began = [], "", time.process_time()
     try:
         if task.method in OWN:
-            reports = ours(problem, task.gangs, budget, task.seed, OWN[task.method])
+            reports = ours(described(problem, budget, task.seed, OWN[task.method]), problem, task.gangs)
         else:
             make = (RIVALS if one_objective else MULTI_OBJECTIVE_RIVALS)[task.method]
             reports = drive(make(problem, task.seed), problem, task.gangs, budget, task.seed)
@@ -175,21 +174,12 @@ def run(task: Task) -> Outcome:
     return Outcome(at_shares(history, budget), time.process_time() - began, failure)
 
 
-def ours(
-    problem: Problem,
-    gangs: int,
-    budget: int,
-    seed: int,
-    variant: str = "epochs",
-    *,
-    changes: Mapping[str, Any] = MappingProxyType({}),
-    listen: Callable[[Experiment], Sequence[Listener]] = lambda experiment: (),
-) -> Iterator[Report]:
-    """Captune's own search of `problem` with a budget of epochs, in a variant of `OWN`.
+def described(
+    problem: Problem, budget: int, seed: int, variant: str = "epochs", **changes: Any
+) -> Experiment:
+    """The search of `problem` with a budget of epochs, in a variant of `OWN`, as an experiment of Captune's.
 
-    Args:
-        changes: other sections of the experiment.
-        listen: makes its listeners.
+    `changes`: other sections.
     """
     experiment = Experiment.from_dict(
         {
@@ -210,6 +200,14 @@ def ours(
         trials = max(n for n in range(1, budget + 1) if expected_epochs(experiment, n) <= budget)
         limits = experiment.budget.model_copy(update={"trials": trials})
         experiment = experiment.model_copy(update={"budget": limits})
+    return experiment
+
+
+def ours(
+    experiment: Experiment, problem: Problem, gangs: int, listeners: Sequence[Listener] = ()
+) -> Iterator[Report]:
+    """Captune's own search, as `described`."""
+    seed = experiment.search.seed
     known: dict[str, Array] = {}
     lost = 0
 
@@ -225,7 +223,7 @@ def ours(
         return dict(zip(problem.objectives, losses, strict=True)) | seconds
 
     earlier = earlier_trials(experiment, experiment.storage)
-    epochs = simulate(experiment, curves, gangs=gangs, listeners=listen(experiment), earlier=earlier)
+    epochs = simulate(experiment, curves, gangs=gangs, listeners=listeners, earlier=earlier)
     for reported, done in enumerate(epochs, start=1):
         losses = tuple(done.metrics[name] for name in problem.objectives)
         yield Report(done.at_s, reported + lost, losses, done.config, done.trial_id, done.epoch)

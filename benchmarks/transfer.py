@@ -16,17 +16,14 @@ import os
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.search import PROBLEMS, SETS, SHARES, TRAININGS, ours
+from benchmarks.search import PROBLEMS, SETS, SHARES, TRAININGS, described, ours
 from benchmarks.simulated.figures import POINTS, at_shares, half_width, hypervolumes, regrets
 from benchmarks.simulated.problem import Array
 from benchmarks.simulated.related import related
-from tuning.experiment import Experiment
 from tuning.tables.results_writer import ResultsWriter
 from tuning.tables.storage import write_description
 
@@ -72,27 +69,22 @@ def show(title: str, curves: Array) -> None:
         print(f"{source:{NAME}}" + "".join(f"{cell:{CELL}}" for cell in cells), flush=True)
 
 
-def recorded(stack: ExitStack, experiment: Experiment) -> list[ResultsWriter]:
-    """What writes the experiment's tables, whole when `stack` is left."""
-    writer = ResultsWriter(experiment)
-    write_description(experiment, command=["captune"])
-    stack.callback(writer.close)
-    return [writer]
-
-
 def run(task: Task) -> Array:
     """The figures [POINTS] of one search, after its earlier experiment."""
     problem, distance = PROBLEMS[task.problem], SOURCES[task.source]
     budget = TRAININGS * problem.max_epochs
     with tempfile.TemporaryDirectory() as storage:
-        changes: dict[str, Any] = {"storage": storage, "data": {"distance": 0.0}}
+        here: dict[str, Any] = {"storage": storage, "data": {"distance": 0.0}}
         if distance is not None:
-            earlier = related(problem, distance, task.seed) if distance else problem
-            told = {"storage": storage, "name": "before", "data": {"distance": distance}}
-            with ExitStack() as stack:
-                listen = partial(recorded, stack)
-                list(ours(earlier, GANGS, budget // 2, 1000 + task.seed, changes=told, listen=listen))
-            changes["search"] = {"algorithm": "auto", "seed": task.seed, "from": ["before"]}
-        reports = ours(problem, GANGS, budget, task.seed, changes=changes)
+            there = {"name": "before", "storage": storage, "data": {"distance": distance}}
+            before = described(problem, budget // 2, 1000 + task.seed, **there)
+            write_description(before, command=["captune"])
+            writer = ResultsWriter(before)
+            list(
+                ours(before, related(problem, distance, task.seed) if distance else problem, GANGS, [writer])
+            )
+            writer.close()
+            here["search"] = {"algorithm": "auto", "seed": task.seed, "from": ["before"]}
+        reports = ours(described(problem, budget, task.seed, **here), problem, GANGS)
         figures = regrets if len(problem.objectives) == 1 else hypervolumes
         return at_shares(list(figures(problem, reports)), budget)

@@ -378,7 +378,7 @@ def test_a_method_that_fails_keeps_what_it_had_and_is_named(tiny_search, monkeyp
 @pytest.mark.timeout(60)  # imports Optuna
 def test_epochs_in_which_ours_diverges_are_spent(tiny_search):
     recurrent = search.PROBLEMS["recurrent-misleading"]
-    done = list(search.ours(recurrent, 4, 8 * recurrent.max_epochs, 0))
+    done = list(search.ours(search.described(recurrent, 8 * recurrent.max_epochs, 0), recurrent, 4))
     assert not any(math.isnan(loss) for report in done for loss in report.losses)
     assert done[-1].epochs_spent > len(done)
 

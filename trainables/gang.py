@@ -16,7 +16,6 @@ import datetime
 import functools
 import gc
 import logging
-import re
 import threading
 import time
 import traceback
@@ -31,6 +30,7 @@ from ray import train
 from ray.exceptions import RayActorError
 from ray.train.torch import get_device
 
+from trainables.blame import in_one_line, lacks_memory, peer_died
 from trainables.checkpoint_files import (
     has_checkpoint,
     read_checkpoint,
@@ -158,10 +158,10 @@ class Gang:
         except RayActorError:
             raise  # the owner is gone
         except Exception as error:
-            reason = f"{type(error).__name__}: {_first_line(error)}"
-            if _lacks_memory(error):
+            reason = in_one_line(error)
+            if lacks_memory(error):
                 self._fail(lease, out_of_memory(order, reason))
-            elif self.world_size > 1 and _peer_died(error):
+            elif self.world_size > 1 and peer_died(error):
                 # Not the trial's fault, as it seems: the next workers take it up again.
                 ray.get(self.owner.suspect.remote(lease, reason))
             else:
@@ -308,20 +308,3 @@ def resolve_precision(asked: str, device: torch.device) -> str:
     if device.type != "cuda":
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "")
-
-
-def _lacks_memory(error: Exception) -> bool:
-    """Whether memory was refused, on a GPU or a CPU (of which torch raises a plain RuntimeError)."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return "DefaultCPUAllocator: can't allocate memory" in str(error)
-
-
-def _peer_died(error: Exception) -> bool:
-    """Whether a collective broke because another worker is gone (gloo raises plain RuntimeErrors)."""
-    words = r"\b(ProcessGroup)?(gloo|nccl)\b|connection closed by peer"
-    return isinstance(error, dist.DistError) or bool(re.search(words, str(error), re.IGNORECASE))

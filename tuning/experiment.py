@@ -1,8 +1,8 @@
 """The experiment file: one tree of frozen pydantic models that refuses what it does not know.
 
-What its sections may hold is in `sections.py`. Reading YAML and naming lines is `experiment_file.py`, sizing
-gangs on a cluster `resources.py`, and what the `data` and `model` sections mean is for the trainable, which
-is asked (`acceptance.py`) before anything starts.
+What its sections may hold is in `sections.py`, how a refusal is told in `explanations.py`. Reading YAML and
+naming lines is `experiment_file.py`, sizing gangs on a cluster `resources.py`, and what the `data` and `model`
+sections mean is for the trainable, which is asked (`acceptance.py`) before anything starts.
 
     experiment = Experiment.load("examples/shapes.yaml", overrides=["budget.trials=4"])
 """
@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import reprlib
-import typing
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,17 +23,16 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 import search_spaces
 from search_spaces.nearest import nearest
 from search_spaces.space import Space, SpaceError
-from trainables.refusal import refusal
 from trainables.store import is_url, local, refuse_url, under, without_secrets
 from trainables.trial import SettingsError
 from tuning.acceptance import ask_trainable
-from tuning.contradictions import Contradictions, refuse_contradictions
+from tuning.contradictions import refuse_contradictions
 from tuning.experiment_file import ExperimentError, Source, read_experiment_file
+from tuning.explanations import explained
 from tuning.gangs.resources import DoesNotFit, GangPlan, NodeResources, plan_gangs
 from tuning.sections import (
     FEWEST_MODELLED,
@@ -49,9 +46,9 @@ from tuning.sections import (
     Search,
     Strict,
     Training,
-    flatten,
 )
 from tuning.tables.copies import copy_folder
+from tuning.values import flatten
 
 __all__ = ["Constraint", "Experiment", "ExperimentError", "GangPlan", "Objective", "TooLarge"]
 
@@ -225,7 +222,9 @@ class Experiment(Strict):
         try:
             experiment = cls.model_validate(tree)
         except ValidationError as error:
-            problems = dict.fromkeys(line for details in error.errors() for line in _explain(details, source))
+            problems = dict.fromkeys(
+                line for details in error.errors() for line in explained(details, source, cls)
+            )
             raise ExperimentError(list(map(without_secrets, problems))) from error
         experiment._source = source
         return experiment
@@ -293,35 +292,3 @@ class Experiment(Strict):
     def _consistent(self) -> Experiment:
         refuse_contradictions(self)
         return self
-
-
-_KINDS = {"tuple_type": "should be a list"}
-_KINDS |= dict.fromkeys(("dict_type", "model_type"), "should hold keys and values")
-
-
-def _explain(details: ErrorDetails, source: Source) -> list[str]:
-    """Lines for one error of pydantic, in the words of the file."""
-    path, value = details["loc"], details["input"]
-    cause = details.get("ctx", {}).get("error")
-    if isinstance(cause, (SpaceError, Contradictions)):
-        return [source.problem((*path, *where), message) for where, message in cause.problems]
-    if details["type"] == "extra_forbidden":
-        return [source.problem(path, f"unknown key{nearest(str(path[-1]), _keys_beside(path))}")]
-    if details["type"] == "missing":
-        return [source.problem(path, "is missing")]
-    if cause and isinstance(value, (Mapping, list, tuple)):  # a whole section: its own keys are in the rule
-        return [source.problem(path, str(cause))]
-    if details["type"] in _KINDS:
-        return [source.problem(path, f"got {reprlib.repr(value)}: {_KINDS[details['type']]}")]
-    return [source.problem(path, refusal(details))]
-
-
-def _keys_beside(path: tuple[int | str, ...]) -> list[str]:
-    """The keys that are known where the last of `path` stands."""
-    model: Any = Experiment
-    for step in path[:-1]:
-        if isinstance(step, str):
-            annotation = next(f for n, f in model.model_fields.items() if step in (n, f.alias)).annotation
-            arguments = typing.get_args(annotation)
-            model = arguments[0] if arguments else annotation
-    return [field.alias or name for name, field in model.model_fields.items()]
