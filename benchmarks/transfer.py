@@ -80,9 +80,8 @@ def run(task: Task) -> Array:
             before = described(problem, budget // 2, 1000 + task.seed, **there)
             write_description(before, command=["captune"])
             writer = ResultsWriter(before)
-            list(
-                ours(before, related(problem, distance, task.seed) if distance else problem, GANGS, [writer])
-            )
+            like = related(problem, distance, task.seed) if distance else problem
+            list(ours(before, like, GANGS, [writer]))
             writer.close()
             here["search"] = {"algorithm": "auto", "seed": task.seed, "from": ["before"]}
         reports = ours(described(problem, budget, task.seed, **here), problem, GANGS)

@@ -1,7 +1,7 @@
 """The experiment file: one tree of frozen pydantic models that refuses what it does not know.
 
 What its sections may hold is in `sections.py`, how a refusal is told in `explanations.py`. Reading YAML and
-naming lines is `experiment_file.py`, sizing gangs on a cluster `resources.py`, and what the `data` and `model`
+naming lines is `experiment_file.py`, sizing gangs on a cluster `resources.py`. What the `data` and `model`
 sections mean is for the trainable, which is asked (`acceptance.py`) before anything starts.
 
     experiment = Experiment.load("examples/shapes.yaml", overrides=["budget.trials=4"])
