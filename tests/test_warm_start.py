@@ -14,6 +14,7 @@ from tuning.search.proposers import Observed
 from tuning.search.ranking import Standing
 from tuning.search.strategies import make_proposer, open_strategy
 from tuning.search.warm_start import earlier_trials
+from tuning.tables.storage import write_description
 
 RATE = {"learning_rate": {"float": [1e-4, 1e-1], "log": True}}
 WIDTH = {"width": {"choice": [32, 64]}}
@@ -100,6 +101,18 @@ def test_what_was_searched_there_and_is_fixed_here_makes_another_model(tmp_path)
     earlier = take(tmp_path, model={"width": 32})
     assert f"model.width not the same there: {BEST_FIRST}" in earlier.lines[0]
     assert [each.config for each in earlier.first] == [{"learning_rate": 1e-3}]
+
+
+def test_what_lies_in_a_folder_counts_not_its_name(tmp_path):
+    described = describe(tmp_path, name="earlier", data={"path": "photos"})
+    record(described, [({"learning_rate": 1e-3}, [1], "stopped")])
+    write_description(described, command=["captune"], data="some photos")
+    moved = describe(tmp_path, search={"from": ["earlier"]}, data={"path": "elsewhere"})
+    grown = describe(tmp_path, search={"from": ["earlier"]}, data={"path": "photos"})
+    assert earlier_trials(moved, tmp_path).first, "nobody has looked"
+    assert earlier_trials(moved, tmp_path, "some photos").trials
+    taken = earlier_trials(grown, tmp_path, "more photos")
+    assert not taken.trials and f"data not the same there: {BEST_FIRST}" in taken.lines[0]
 
 
 def test_configurations_of_others_begin_and_the_search_goes_on(tmp_path):

@@ -99,11 +99,14 @@ def run(
     with _sole_user_of(experiment, resume, say) as mirror, ExitStack() as stack:
         refuse_changes(experiment, folder)
         log, say = stack.enter_context(written_down(experiment, folder, say))
-        earlier = (kept(experiment) if resume else None) or earlier_trials(experiment, experiment.storage)
+        earlier = kept(experiment) if resume else None
+        if earlier is None:
+            earlier_trials(experiment, experiment.storage)  # refused now, or after the data are prepared
         interruption = stack.enter_context(_connected(experiment))
         plan = _plan(experiment, say)
         refuse_unseen_folders(experiment)
         data = _prepare_data(experiment, folder, say)
+        earlier = earlier or earlier_trials(experiment, experiment.storage, data)
         for line in earlier.lines:
             say(line)
         write_description(experiment, command=sys.argv, data=data)

@@ -15,7 +15,7 @@ from tuning.experiment import Experiment
 from tuning.experiment_file import ExperimentError
 from tuning.tables.configurations import differing_settings, searched_names
 from tuning.tables.results import load
-from tuning.tables.storage import UnreadableResults, read_table
+from tuning.tables.storage import UnreadableResults, read_table, recorded_data
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,13 @@ class Source:
         return searched_names(self.trials) if self.space is None else list(self.space)
 
 
-def read_source(named: str, storage: str | Path, experiment: Experiment) -> Source:
+def read_source(named: str, storage: str | Path, experiment: Experiment, data: str | None = None) -> Source:
     """What `search.from` names.
 
     Args:
         named: an experiment in `storage`, a folder, or a table of trials (`.parquet`).
         experiment: the new one.
+        data: the identity of its data, where that is known.
 
     Raises:
         UnknownExperiment: there is none of that name.
@@ -80,4 +81,8 @@ def read_source(named: str, storage: str | Path, experiment: Experiment) -> Sour
     earlier = found.experiment
     differs = differing_settings(earlier, experiment)
     differs += [f"model.{name}" for name in earlier.space if name in experiment.model]
+    if data is not None and (there := recorded_data(place)) is not None:
+        # What lies in a folder counts, not its name.
+        differs = [name for name in differs if name != "data.path"]
+        differs += ["data"] if there != data else []
     return Source(earlier.name, place, found.trials, found.epochs, earlier.space, earlier.model, differs)

@@ -39,7 +39,7 @@ from tuning.tables.storage import UnknownExperiment, UnreadableResults
 FIRST = 4
 
 
-def earlier_trials(experiment: Experiment, storage: str | Path) -> Earlier:
+def earlier_trials(experiment: Experiment, storage: str | Path, data: str | None = None) -> Earlier:
     """What all sources in `search.from` tell, with a line for each that says what was taken.
 
     Trials are learnt from as if they were the new experiment's where data and model are the same. Where they
@@ -57,6 +57,8 @@ def earlier_trials(experiment: Experiment, storage: str | Path) -> Earlier:
     Args:
         experiment: the new one; its seed decides the draws.
         storage: where names are looked up.
+        data: the identity of the new one's data, where that is known: then a folder that was moved is the
+            same, and one that has changed is another.
 
     Raises:
         ExperimentError: a source cannot be read, lacks an objective, shares no hyperparameter, or is this
@@ -68,7 +70,7 @@ def earlier_trials(experiment: Experiment, storage: str | Path) -> Earlier:
     seen: dict[Path, str] = {}
     for index, place in enumerate(experiment.search.from_):
         try:
-            source = read_source(place, storage, experiment)
+            source = read_source(place, storage, experiment, data)
             if (other := seen.setdefault(source.place, place)) != place:
                 raise ExperimentError([f"is {other!r} by another name; keep one"])
             taken, line = _take(source, experiment, index)
