@@ -50,7 +50,7 @@ class Case:
     settings: Settings
 
 
-BATCH_SIZE = Settings().batch_size
+BATCH_SIZE = 64
 CASES = (
     Case("images, cnn 16, 64 px", 64, Settings(encoder_width=16)),
     Case("images, cnn 32, 224 px", 224, Settings()),

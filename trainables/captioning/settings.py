@@ -149,12 +149,14 @@ class Settings(_Strict):
     """All layers of the decoder have one set of weights (ALBERT, Lan et al. 2020); no effect on one layer."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
 
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    # With .001 and batches of 64, some hundreds of images give too few steps: after nine epochs CIDEr was .21
+    # on drawn scenes and .08 on photographs, now .76 and .22. Batches of 16 are better still, and slow.
+    batch_size: Annotated[int, Field(ge=1)] = 32
     """Captions per optimisation step over the whole gang, whatever its size."""
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
     """Most captions a worker takes at once; a larger share is accumulated over several passes."""
     optimizer: Literal["adamw", "adam", "sgd", "adabelief"] = "adamw"
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     encoder_learning_rate_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Multiplies the learning rate of a trainable encoder."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
