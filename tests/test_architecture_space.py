@@ -50,7 +50,6 @@ def test_no_draw_is_refused():
             build_decoder(settings, channels=24, positions=16, vocabulary_size=VOCABULARY)
 
 
-@pytest.mark.timeout(20)  # the first pretrained encoder is read from disk
 @pytest.mark.parametrize("seed", range(30))
 def test_a_draw_is_a_captioner_that_captions(seed):
     (config,) = draw(SPACE, 1, seed)

@@ -23,7 +23,6 @@ from trainables.captioning.optimizer import build_optimizer
 from trainables.captioning.settings import Settings
 from trainables.checkpoint_files import write_checkpoint
 
-pytestmark = pytest.mark.timeout(20)  # the first optimizer of a process makes torch import half of itself
 TOKENIZER = CaptionTokenizer.train(
     ["a red circle", "a blue square above it"], kind="word", vocabulary_size=50, min_frequency=1
 )

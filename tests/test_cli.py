@@ -490,7 +490,6 @@ def test_caption(captune, birds, tmp_path, monkeypatch):
     said(captune("caption", "birds"), 2)
 
 
-@pytest.mark.timeout(15)  # writes many files, and waits for the disk each time
 def test_list_tells_how_each_stands(captune, birds):
     record(Experiment.from_dict(SPEC | {"name": "halfway"}), TRIALS[:4])
     running = record(Experiment.from_dict(SPEC | {"name": "running"}), TRIALS[:4])

@@ -318,7 +318,6 @@ def test_features_computed_ahead_stand_for_the_images(kind):
     torch.testing.assert_close(captioner(features, tokens), captioner(images, tokens), rtol=0, atol=5e-3)
 
 
-@pytest.mark.timeout(20)
 @every_decoder
 @pytest.mark.parametrize("shared", [WHOLE, {"tie_embeddings": True, "share_layers": True}])
 def test_it_learns_to_tell_two_images_apart(kind, shared):

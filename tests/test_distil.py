@@ -19,7 +19,6 @@ from trainables.captioning.settings import DataSettings, Settings
 from trainables.captioning.train import Trainer
 
 # The first optimizer of a process makes torch import half of itself.
-pytestmark = pytest.mark.timeout(20)
 CPU = torch.device("cpu")
 
 

@@ -63,7 +63,6 @@ def randomised(captioner: Captioner) -> Captioner:
 # every model works without them
 
 
-@pytest.mark.timeout(20)
 @every_encoder
 @sharing
 @every_decoder
@@ -287,7 +286,6 @@ def test_a_ratio_is_met_and_more_than_can_go_is_refused():
         compress(captioner, ["prune_units"], 0.99)
 
 
-@pytest.mark.timeout(20)
 @every_decoder
 @pytest.mark.parametrize("after", ["low_rank", "prune", "int8", "int4"])
 def test_it_goes_between_shared_layers_and_what_follows(kind, after):
