@@ -110,8 +110,8 @@ class Files(Dataset):
 
 def steps_from_files(files: Files, epoch: int) -> Iterator[Step]:
     """The epoch's steps, its images decoded on the way."""
-    order = [step.micro_batches[0].captions for step in steps_from_cache(files.data, None, epoch)]
-    for batch in DataLoader(files, batch_sampler=order, collate_fn=files.collate):  # type: ignore[arg-type]
+    order = [step.micro_batches[0].captions.tolist() for step in steps_from_cache(files.data, None, epoch)]
+    for batch in DataLoader(files, batch_sampler=order, collate_fn=files.collate):
         yield Step([batch], global_tokens=batch.target_tokens, captions=len(batch.captions))
 
 

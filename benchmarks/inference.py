@@ -65,8 +65,9 @@ def in_int8(captioner: Captioner) -> Captioner:
     """The captioner, changed: int8 arithmetic for its decoder's large matrices."""
 
     def make(_path: str, layer: nn.Module) -> nn.Module | None:
-        large = type(layer) is nn.Linear and layer.weight.numel() >= FEWEST_FOR_INT8
-        return Int8Linear(layer) if large else None  # type: ignore[arg-type]
+        if type(layer) is nn.Linear and layer.weight.numel() >= FEWEST_FOR_INT8:
+            return Int8Linear(layer)
+        return None
 
     swap_layers(captioner.decoder, make)
     return captioner

@@ -16,7 +16,6 @@ from trainables.captioning.data.tokenizer import CaptionTokenizer
 from trainables.captioning.model.captioner import Captioner
 from trainables.captioning.settings import Settings
 
-pytestmark = pytest.mark.timeout(30)
 SIZE = 16
 SHARED = {"tie_embeddings": True, "share_layers": True}
 every_decoder = pytest.mark.parametrize("kind", ["gru", "gru_attention", "transformer"])

@@ -21,8 +21,6 @@ from trainables.captioning.trial import Captioning
 from trainables.patience import StorageFailed
 from trainables.trial import LeftEarly, SettingsError, TrialContext, resolve_trainable
 
-pytestmark = pytest.mark.timeout(30)  # the first optimizer of a process makes torch import half of itself
-
 SMALL = {"encoder_width": 4, "decoder_width": 24, "batch_size": 32, "learning_rate": 1e-2, "beam_width": 2}
 #: Of which much can be removed.
 WIDE = {"encoder_width": 16, "decoder_width": 48}

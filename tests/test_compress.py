@@ -22,7 +22,6 @@ from trainables.captioning.settings import METHODS as NAMES
 from trainables.captioning.settings import Compression, Settings
 from trainables.trial import SettingsError
 
-pytestmark = pytest.mark.timeout(30)
 VOCABULARY, SIZE = 60, 16
 SHARED = {"tie_embeddings": True, "share_layers": True}
 every_decoder = pytest.mark.parametrize("kind", ["gru", "gru_attention", "transformer"])

@@ -18,7 +18,6 @@ from trainables.captioning.model.encoders import Encoder
 from trainables.captioning.settings import DataSettings, Settings
 from trainables.captioning.train import Trainer
 
-# The first optimizer of a process makes torch import half of itself.
 CPU = torch.device("cpu")
 
 

@@ -144,7 +144,6 @@ def advised(truth, trials, of=1, runs=400):
     return misled / runs
 
 
-@pytest.mark.timeout(30)
 @pytest.mark.parametrize("trials", [5, 8, 12, 16])
 def test_false_alarms_are_rare_however_few_the_trials(trials):
     """At the threshold itself (Pearson's 0.313 is Spearman's 0.3) at most 2.5 % would be warned wrongly."""
@@ -152,7 +151,6 @@ def test_false_alarms_are_rare_however_few_the_trials(trials):
     assert advised(0.7, trials, of=3) < 0.03, "as the promoted third of a rung shows it"
 
 
-@pytest.mark.timeout(30)
 @pytest.mark.parametrize(("truth", "trials", "least"), [(0.0, 60, 0.5), (-0.5, 16, 0.7), (-0.5, 30, 0.95)])
 def test_what_misleads_is_found_with_enough_trials(truth, trials, least):
     assert advised(truth, trials) > least

@@ -113,7 +113,6 @@ def test_code_is_sent_and_nothing_else(tmp_path, monkeypatch):
     assert told.stdout.splitlines()[1].startswith(str(sent))
 
 
-@pytest.mark.timeout(30)  # imports Ray
 def test_the_dashboard_tells_of_a_run_that_is_no_job(monkeypatch):
     import ray
 
@@ -133,7 +132,6 @@ def too_late(**options):
     raise Exception("The current node timed out during startup")
 
 
-@pytest.mark.timeout(30)  # imports Ray
 @pytest.mark.parametrize(
     "name, value, kind, message",
     [

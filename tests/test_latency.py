@@ -111,7 +111,6 @@ def test_the_interval_of_a_median_lies_between_the_ranks_of_the_table(count, low
     assert median_interval(values) == (low, high)
 
 
-@pytest.mark.timeout(30)
 def test_the_interval_of_a_median_is_that_of_the_sign_test():
     for count in range(6, 120):
         expected = quantile_test([float(i) for i in range(count)], p=0.5).confidence_interval(0.95)
@@ -148,7 +147,6 @@ def compute():
     sum(range(100_000))
 
 
-@pytest.mark.timeout(30)
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be chosen here")
 def test_a_core_that_is_really_busy_is_noticed():
     cores = os.sched_getaffinity(0)

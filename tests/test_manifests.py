@@ -289,7 +289,6 @@ def slurm(tmp_path):
     assert not any(psutil.pid_exists(pid) for pid in held), "Ray outlives the job"
 
 
-@pytest.mark.timeout(30)
 def test_slurm_starts_a_head_then_the_workers_then_the_run(slurm):
     process, calls = slurm("n1,n2,n3")
     assert process.wait(20) == 0
@@ -317,7 +316,6 @@ def test_slurm_starts_a_head_then_the_workers_then_the_run(slurm):
     run_options(["captune", "run", "photos.yaml", "--set", "a=1", "--resume"])
 
 
-@pytest.mark.timeout(30)
 def test_slurm_on_one_node_starts_no_workers_and_ends_as_the_run_does(slurm):
     process, calls = slurm("n1", run="exit 3")
     assert process.wait(20) == 3
@@ -333,7 +331,6 @@ def test_slurm_without_a_file_says_how(slurm):
     assert process.wait(5) == 2 and not calls()
 
 
-@pytest.mark.timeout(30)
 @pytest.mark.parametrize("sent, again", [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
 def test_slurm_ends_the_run_in_good_order_and_goes_on_only_where_time_was_up(slurm, sent, again):
     # The run takes a moment to write its tables, then ends as after Ctrl-C.

@@ -157,7 +157,6 @@ def test_the_reference_does_what_it_always_did():
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-@pytest.mark.timeout(30)
 def test_what_is_timed_are_all_tokens_of_one_image_and_of_32(monkeypatch):
     captioner = make("gru").train()
     steps = []
@@ -194,7 +193,6 @@ def test_what_is_timed_are_all_tokens_of_one_image_and_of_32(monkeypatch):
     }
 
 
-@pytest.mark.timeout(30)
 @pytest.mark.parametrize("kind", ["gru", "gru_attention", "transformer", "efficientnet_lite0"])
 def test_measure_has_all_figures_and_leaves_everything_as_it_was(kind):
     if kind == "efficientnet_lite0":

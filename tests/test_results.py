@@ -542,7 +542,6 @@ def test_what_misses_the_constraints_adds_no_hypervolume(tmp_path):
 points = st.tuples(st.integers(0, 5).map(lambda n: n / 5), st.integers(0, 5).map(float))
 
 
-@pytest.mark.timeout(30)
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), points, st.booleans()), max_size=24), st.integers(0, 24))
 def test_a_resumed_run_has_the_same_best_trial_and_the_same_hypervolumes(reports, cut):

@@ -314,7 +314,6 @@ def test_half_a_last_line_is_cut_off(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(30)
 def test_kill_9_while_writing_loses_nothing_that_was_answered(tmp_path):
     code = f"""
         from pathlib import Path

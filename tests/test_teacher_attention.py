@@ -13,7 +13,6 @@ from trainables.captioning.model.captioner import Captioner, token_loss
 from trainables.captioning.settings import DataSettings, Settings
 from trainables.captioning.train import Trainer
 
-pytestmark = pytest.mark.timeout(30)
 CPU = torch.device("cpu")
 
 

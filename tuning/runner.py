@@ -101,7 +101,7 @@ def run(
         log, say = stack.enter_context(written_down(experiment, folder, say))
         earlier = kept(experiment) if resume else None
         if earlier is None:
-            earlier_trials(experiment, experiment.storage)  # refused now, or after the data are prepared
+            earlier_trials(experiment, experiment.storage)  # what cannot be read is refused before all work
         interruption = stack.enter_context(_connected(experiment))
         plan = _plan(experiment, say)
         refuse_unseen_folders(experiment)

@@ -7,11 +7,12 @@ Dotted names (`compression.ratio`) are nested models here and flat everywhere el
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from trainables.refusal import nearest
 
 Format = Literal["shapes", "flickr8k", "coco", "karpathy", "imagefolder", "webdataset"]
 
@@ -81,9 +82,8 @@ def _in_order(method: object) -> object:
         return "none"
     for name in names:
         if name not in METHODS:
-            close = difflib.get_close_matches(name, METHODS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(METHODS)}"
-            raise ValueError(f"no method {name!r}; {hint}")
+            hint = nearest(name, METHODS) or f"; there are {', '.join(METHODS)}"
+            raise ValueError(f"no method {name!r}{hint}")
         if names.count(name) > 1:
             raise ValueError(f"{name!r} is there twice; keep one")
     formats = [name for name in names if name in _NUMBER_FORMATS]

@@ -28,18 +28,17 @@ the first one would have. This file knows neither Ray nor files.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from search_spaces import Space
 from tuning.search.allotment import Allotment
 from tuning.search.encoding import Encoding
 from tuning.search.evidence import Evidence
+from tuning.search.gaussian_process import one_thread
 from tuning.search.outlook import CANDIDATES, Outlook
 from tuning.search.proposers import Observed, Proposal
 from tuning.search.ranking import Standing
@@ -64,17 +63,6 @@ class _Choice:
     config: dict[str, Any] | None = None
     why: str = ""
     """One line for a person."""
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """For small matrices: more threads would only take cores from the gangs of this machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class Auto(Scheduler):
@@ -241,7 +229,7 @@ class Auto(Scheduler):
         number = int(trial_id)
         return _Choice(paused=number, why=f"{why} (ASHA)") if number in self._waiting else None
 
-    @_one_thread()
+    @one_thread()
     def _most_promising(self, rng: np.random.Generator, *, or_new: bool) -> _Choice | None:
         outlook = self._outlook(rng)
         if (needed := self._needed_to_finish(self._running(), outlook.order)) is not None:
@@ -255,7 +243,7 @@ class Auto(Scheduler):
         best = max(options, key=lambda option: option.price)  # of equals the new one
         return _Choice(best.paused, best.config, outlook.why(best, options))
 
-    @_one_thread()
+    @one_thread()
     def _expected_best(self, rng: np.random.Generator) -> _Choice | None:
         """When all epochs are given away: the trial that is expected to end best, if it waits; once."""
         if self._last is not None or not self._waiting or self._evidence.trials < STARTUP:

@@ -17,8 +17,9 @@ are those of highest posterior density under log-normal priors, as of Snoek et a
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -31,6 +32,17 @@ Array = NDArray[np.float64]
 MEDIANS = (0.25, 0.75, 0.5, 0.5, 1.0, 0.01, 0.1)
 LENGTH, LENGTH_SPREAD, SPREAD, NOISE_SPREAD = 0.6, 0.8, 1.0, 1.5
 JITTER = 1e-5
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """For small matrices: more threads would only take cores from the gangs of this machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class GaussianProcess:
